@@ -1,0 +1,270 @@
+"""What the core may ask of the world, as protocols and plain data.
+
+Nothing here performs anything: `host/` has the real implementations, `sim/` the simulated twins. The core
+takes its time, its dice and its bytes as arguments; what is left to ask for is listed on this page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+Buffer = bytes | bytearray | memoryview
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+# --- Disk -----------------------------------------------------------------------------------------------------
+
+
+class File(Protocol):
+    """One append-only file. Every method raises OSError as the system does; the caller treats a failed
+    append or sync as fatal, because what reached the disk is then unknown (fsyncgate)."""
+
+    def append(self, parts: Sequence[Buffer]) -> int:
+        """Writes the parts at the end, all of them or OSError; returns the new size in bytes."""
+        ...
+
+    def read(self, position: int, size: int) -> bytes:
+        """At most `size` bytes from `position`; fewer at the end of the file."""
+        ...
+
+    def size(self) -> int: ...
+    def sync(self) -> None:
+        """Returns once everything appended before the call survives a power cut (fdatasync)."""
+        ...
+
+    def truncate(self, size: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Disk(Protocol):
+    """A folder. Paths are relative to it, with `/`."""
+
+    def open(self, path: str) -> File:
+        """Opens for appending and reading; creates the file if it is not there (folders too)."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+    def list(self, folder: str) -> list[str]:
+        """Names directly below `folder`, sorted; [] when it does not exist."""
+        ...
+
+    def remove(self, path: str) -> None: ...
+    def rename(self, old: str, new: str) -> None: ...
+    def sync_folder(self, folder: str) -> None:
+        """Makes creations, removals and renames in this folder durable."""
+        ...
+
+
+# --- Steps ----------------------------------------------------------------------------------------------------
+
+
+class Step(StrEnum):
+    """The named steps of every protocol, where a process can be killed or stopped on purpose.
+
+    `SEMEL_KILL=step:n` kills the process (SIGKILL) when it reaches `step` for the n-th time,
+    `SEMEL_STOP=step:n` stops it (SIGSTOP); in production reaching a step does nothing.
+    """
+
+    # The worker, in the order of one transaction.
+    OUTPUT_BEFORE = "output.before"  # before the first output of a transaction is handed to the log
+    OUTPUT_AFTER = "output.after"  # all outputs handed over, offsets not yet sent
+    OFFSETS_BEFORE = "offsets.before"
+    OFFSETS_AFTER = "offsets.after"  # offsets are in the transaction, it is not decided
+    COMMIT_BEFORE = "commit.before"
+    COMMIT_AFTER = "commit.after"  # the log said: committed
+    # The broker (and the embedded log), in the order of one commit.
+    DECISION_BEFORE = "decision.before"  # EndTxn received, nothing in the journal
+    DECISION_AFTER = "decision.after"  # PREPARE is in the journal, no marker
+    MARKERS_BEFORE = "markers.before"
+    MARKERS_AFTER = "markers.after"  # the markers are in the journal, COMPLETE is not
+    SYNC_BEFORE = "sync.before"
+    SYNC_AFTER = "sync.after"  # durable, the reply has not left
+    # The delivery, in the order of one batch at a sink.
+    ROWS_BEFORE = "rows.before"
+    ROWS_AFTER = "rows.after"  # rows written inside the sink's transaction, position not yet
+    POSITION_BEFORE = "position.before"
+    POSITION_AFTER = "position.after"
+    SINK_BEFORE = "sink.before"  # before the sink's COMMIT
+    SINK_AFTER = "sink.after"  # the sink has committed, nobody else knows
+
+
+class Steps(Protocol):
+    def reached(self, step: Step) -> None: ...
+
+
+class NoSteps:
+    """Production: reaching a step does nothing."""
+
+    def reached(self, step: Step) -> None:
+        return
+
+
+# --- Outcomes -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It has happened, durably as far as the other side promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotDone:
+    """It has certainly not happened."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """It has not happened, and this owner must never try again: another one has taken over."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Nobody here knows whether it has happened. Never turn this into one of the others by guessing (law 9)."""
+
+    reason: str
+
+
+Outcome = Done | NotDone | Fenced | Unknown
+
+
+# --- Log: what streams needs of a Kafka-like log -----------------------------------------------------------------
+
+
+class TopicPartition(NamedTuple):
+    topic: str
+    partition: int
+
+
+class Position(NamedTuple):
+    """A committed offset: the next record to read, and the text that travels with it."""
+
+    offset: int
+    metadata: str = ""
+
+
+class Records(NamedTuple):
+    """Columns of consecutive visible records of one partition, in offset order.
+
+    `next_offset` is the offset to go on from: past control and aborted records that were skipped, so it can
+    exceed the last offset by more than one, and the columns can be empty.
+    """
+
+    source: TopicPartition
+    offsets: Sequence[int]
+    timestamps: Sequence[int]  # ms since the epoch
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[Headers] | None  # None: no record has any
+    next_offset: int
+    leader_epoch: int  # of the last record; -1 when the log has none
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    name: str
+    topic_id: str  # text of the UUID; "" when the log cannot say
+    partitions: int
+    config: Mapping[str, str] = field(default_factory=dict)  # only what the log was asked for or knows
+
+
+@dataclass(frozen=True, slots=True)
+class NewTopic:
+    name: str
+    partitions: int
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+# partition -1: chosen by murmur2 of the key, as Kafka's default partitioner does (no key: spread).
+Write = Callable[[int, bytes | None, bytes | None, int, Headers | None], None]  # partition, key, value, ms, headers
+
+
+class Listener(Protocol):
+    """Called from within `Log.poll`, in the polling thread, before poll returns."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None: ...
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """The partitions are still ours until this returns: commit here."""
+        ...
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """The partitions are no longer ours: abort, never commit."""
+        ...
+
+
+class LogLost(Exception):  # noqa: N818
+    """The log cannot be reached or refused us for good. The message says what, where and what next."""
+
+
+class Log(Protocol):
+    """One member's session with a log: admin, group member, reader, transactional writer. Used by one thread.
+
+    Modes are the caller's: it either brackets writes with begin/commit, or uses flush and commit_offsets.
+    """
+
+    name: str  # as the user wrote it: embedded:DIR, kafka://host:port
+
+    # topics
+    def topics(self) -> Mapping[str, TopicInfo]:
+        """All topics, with their partition counts and ids (config may be empty)."""
+        ...
+
+    def config(self, topic: str) -> Mapping[str, str]: ...
+    def create(self, topics: Sequence[NewTopic]) -> None:
+        """Creates those that are missing; one that exists is left as it is."""
+        ...
+
+    # reading, as a member of a group
+    def join(self, topics: Sequence[str], listener: Listener) -> None: ...
+    def poll(self, timeout_s: float) -> list[Records]:
+        """What is there, at most `timeout_s` later. Runs the listener when the assignment changes."""
+        ...
+
+    def seek(self, at: TopicPartition, offset: int) -> None: ...
+    def pause(self, partitions: Sequence[TopicPartition]) -> None: ...
+    def resume(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    # positions
+    def committed(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Position | None]:
+        """Stable committed positions: waits out transactions that are not decided (require_stable)."""
+        ...
+
+    def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """High watermarks, READ_UNCOMMITTED: the only right target of a restore (FAULTS P1)."""
+        ...
+
+    def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]: ...
+    def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
+        """Committed records from `start`, read outside the group, until an end of partition at or past
+        `target`. An end below it is an open transaction: yields empty Records while it waits, so that the
+        caller can say for whom it waits and keep its membership alive."""
+        ...
+
+    # writing
+    def writer(self, topic: str) -> Write: ...
+    def begin(self) -> None: ...
+    def commit(self, positions: Mapping[TopicPartition, Position]) -> Outcome:
+        """Ends the transaction: exactly one TxnOffsetCommit with all positions, last, then EndTxn. `positions`
+        must not be empty when anything was written: a transaction without offsets is not fenced by the group
+        (KIP-447, FAULTS P11). After Unknown or Fenced the caller drops its tasks and starts again from
+        `committed()`."""
+        ...
+
+    def abort(self) -> None: ...
+    def flush(self) -> None:
+        """Without a transaction: returns when every write so far is acknowledged; LogLost when one failed."""
+        ...
+
+    def commit_offsets(self, positions: Mapping[TopicPartition, Position]) -> Outcome:
+        """A plain OffsetCommit, outside any transaction."""
+        ...
+
+    def close(self) -> None:
+        """Leaves the group and lets go. Does not commit."""
+        ...
