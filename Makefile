@@ -1,0 +1,45 @@
+# Everything runs from .venv, which `requirements/install` fills from pinned files (and leaves alone while they do not change).
+#
+#   make demo                      the real flights, killed again and again, counted once (DEMO_SEED=, DEMO_JSON=FILE)
+#   make check                     ruff, mypy --strict, the order of the rooms
+#   make test                      the tests that need no foreign server, under five minutes
+#   make test-servers              semel against Apache Kafka and the clients of others (needs a JDK and Maven)
+#   make proof [WHAT=name]         what is too long for CI; WHAT=list tells the names
+#   make bench                     semel beside its peers, in turns
+#   make sim SEEDS=1:1000          the simulator, seed by seed
+SHELL := bash
+BIN := .venv/bin
+TESTERS ?= 2
+SEEDS ?= 1:200
+.DEFAULT_GOAL := help
+.PHONY: help install demo check test test-servers proof bench sim
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install:
+	@requirements/install
+
+demo: install
+	@$(BIN)/python -m examples.demo
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+
+test: install
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --ignore=tests/servers --ignore=tests/proof tests
+
+test-servers: install
+	$(BIN)/python -m pytest tests/servers
+
+proof: install
+	$(BIN)/python -m semel.proof $(WHAT)
+
+bench: install
+	$(BIN)/python -m bench
+
+sim: install
+	$(BIN)/semel sim --seeds $(SEEDS)
