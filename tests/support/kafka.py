@@ -1,0 +1,93 @@
+"""Apache Kafka 4.3.1 as a child process: the reference that semel's broker and processor are held against.
+
+Needs a JDK (17 or newer) and Maven; `requirements()` says what is missing. The jars come from Maven Central into
+`tests/servers/kafka/libs`, once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent / "servers" / "kafka"
+
+
+def libs() -> Path:
+    """The folder of jars, fetched when it is not there; one process at a time."""
+    folder = HERE / "libs"
+    for tool in ("java", "mvn"):
+        if shutil.which(tool) is None:
+            raise RuntimeError(f"{tool} is not on the PATH: `make test-servers` needs a JDK 17 or newer and Maven")
+    with open(HERE / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(folder.glob("kafka_2.13-*.jar")):
+            subprocess.run(
+                ["mvn", "-B", "-ntp", "-q", "-f", str(HERE / "pom.xml"), "package"], check=True, timeout=600
+            )
+    return folder
+
+
+def free_port_pair() -> int:
+    """A port that is free together with the one above it (broker and controller)."""
+    for _ in range(200):
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            port: int = one.getsockname()[1]
+            try:
+                with socket.create_server(("127.0.0.1", port + 1)):
+                    return port
+            except OSError:
+                continue
+    raise RuntimeError("no two adjacent free ports on 127.0.0.1")
+
+
+class KafkaProcess:
+    """One broker in KRaft mode with its own folder and port. `advertise` names a proxy in front of it."""
+
+    def __init__(self, folder: Path, *, advertise: str | None = None, props: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.port = free_port_pair()
+        self.props = dict(props or {})
+        if advertise:
+            self.props["advertised.listeners"] = f"PLAINTEXT://{advertise}"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return int((self.folder / "kafka.pid").read_text())
+
+    def start(self) -> KafkaProcess:
+        libs()
+        env = dict(os.environ, KAFKA_HEAP_OPTS="-Xmx768m -Xms512m")
+        if self.props:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            props = self.folder / "extra.properties"
+            props.write_text("".join(f"{k}={v}\n" for k, v in self.props.items()))
+            env["KAFKA_PROPS"] = str(props)
+        done = subprocess.run(
+            [str(HERE / "start-kafka.sh"), str(self.folder), str(self.port)],
+            env=env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"Apache Kafka did not start: {done.stderr[-2000:]}")
+        return self
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        (self.folder / "kafka.pid").unlink()
+
+    def stop(self) -> None:
+        subprocess.run([str(HERE / "stop-kafka.sh"), str(self.folder)], capture_output=True, timeout=90)
+
+    def __enter__(self) -> KafkaProcess:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
