@@ -26,9 +26,7 @@ def libs() -> Path:
     with open(HERE / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not list(folder.glob("kafka_2.13-*.jar")):
-            subprocess.run(
-                ["mvn", "-B", "-ntp", "-q", "-f", str(HERE / "pom.xml"), "package"], check=True, timeout=600
-            )
+            subprocess.run(["mvn", "-B", "-ntp", "-q", "-f", str(HERE / "pom.xml"), "package"], check=True, timeout=600)
     return folder
 
 

@@ -39,7 +39,10 @@ while committed < total:
             producer.send(target, b"%d:%d" % (m.partition, m.offset), key=m.key, partition=m.partition)
             ends[TopicPartition(source, m.partition)] = OffsetAndMetadata(m.offset + 1, "", -1)
         producer.flush()
-        producer.send_offsets_to_transaction(ends, consumer.consumer_group_metadata() if hasattr(consumer, "consumer_group_metadata") else f"copy-{target}")
+        producer.send_offsets_to_transaction(
+            ends,
+            consumer.consumer_group_metadata() if hasattr(consumer, "consumer_group_metadata") else f"copy-{target}",
+        )
         if transaction % abort_every == 0:
             producer.abort_transaction()
             rewind()
