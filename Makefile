@@ -36,7 +36,7 @@ test-servers: install
 	$(BIN)/python -m pytest tests/servers
 
 proof: install
-	$(BIN)/python -m semel.proof $(WHAT)
+	$(BIN)/python -m tests.proof $(WHAT)
 
 bench: install
 	$(BIN)/python -m bench
