@@ -1,0 +1,69 @@
+"""Frames on a connection: four bytes of length, then that many bytes.
+
+`Frames` owns one receive buffer: the socket reads into `room()`, `received(n)` hands back the frames that are whole.
+A frame is a read-only view into the buffer and is valid only until the next call of `room()`: readers copy out what
+they keep (kio's does), so a record batch is copied exactly once between the socket and the broker.
+
+Invariant: never more memory than one frame of the allowed size, plus what one read brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+
+from semel.wire.errors import MalformedFrame
+
+LENGTH = Struct(">i")
+CAPACITY_START = 64 * 1024
+CAPACITY_KEPT = 4 * 1024 * 1024  # a buffer that grew past this is let go once it is empty
+
+
+class Frames:
+    def __init__(self, frame_bytes_max: int) -> None:
+        self.frame_bytes_max = frame_bytes_max
+        self._buffer = bytearray(CAPACITY_START)
+        self._start = 0  # of the first byte not handed out
+        self._end = 0  # of the received bytes
+        self._wanted = 0  # size of the frame at _start with its length, once that is known
+
+    def room(self) -> memoryview:
+        """Where the next bytes go; never empty. Frames handed out before become invalid."""
+        held = self._end - self._start
+        if held == 0:
+            self._start = self._end = 0
+            if len(self._buffer) > CAPACITY_KEPT and self._wanted <= CAPACITY_KEPT:
+                self._buffer = bytearray(CAPACITY_START)
+        need = max(self._wanted, held + 1)
+        if need > len(self._buffer):
+            grown = bytearray(max(need, CAPACITY_START))
+            grown[:held] = memoryview(self._buffer)[self._start : self._end]
+            self._buffer, self._start, self._end = grown, 0, held
+        elif self._start and (self._start + need > len(self._buffer) or self._end == len(self._buffer)):
+            # The rest of a partial frame moves to the front: at most once per frame.
+            self._buffer[:held] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, held
+        return memoryview(self._buffer)[self._end :]
+
+    def received(self, count: int) -> Iterator[memoryview]:
+        """Takes note of `count` new bytes; yields the frames that are whole, without their length."""
+        self._end += count
+        view = memoryview(self._buffer).toreadonly()
+        while self._end - self._start >= 4:
+            (size,) = LENGTH.unpack_from(view, self._start)
+            if not 0 < size <= self.frame_bytes_max:
+                raise MalformedFrame(
+                    f"a frame of {size} bytes; allowed are 1 to {self.frame_bytes_max} (is this a Kafka client?)"
+                )
+            self._wanted = 4 + size
+            if self._end - self._start < self._wanted:
+                return
+            frame = view[self._start + 4 : self._start + self._wanted]
+            self._start += self._wanted
+            self._wanted = 0
+            yield frame
+
+    @property
+    def pending(self) -> int:
+        """Bytes received and not yet part of a whole frame."""
+        return self._end - self._start
