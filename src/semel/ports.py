@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
+
+from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Row
 
 Buffer = bytes | bytearray | memoryview
 Headers = Sequence[tuple[str, bytes | None]]
@@ -198,7 +200,7 @@ class Listener(Protocol):
         ...
 
 
-class LogLost(Exception):  # noqa: N818
+class LogLost(Exception):
     """The log cannot be reached or refused us for good. The message says what, where and what next."""
 
 
@@ -268,3 +270,91 @@ class Log(Protocol):
     def close(self) -> None:
         """Leaves the group and lets go. Does not commit."""
         ...
+
+
+# --- Sink: where records leave the log ---------------------------------------------------------------------------
+
+V_contra = TypeVar("V_contra", contravariant=True)
+Kind_co = TypeVar("Kind_co", bound=Kind, covariant=True)
+
+
+class SinkConnection(Protocol):
+    """A sink, opened by one delivery and used by one thread. It connects when first asked, and again after a
+    loss. A sink that cannot be reached is NotDone; a difference that only a person can settle is a SinkError."""
+
+    def prepare(self, value_type: object) -> Done | NotDone:
+        """Creates what is missing and validates what is there against the type of the values (None: not
+        known, what is there decides). Raises SinkError naming what differs, what it is and what is wanted."""
+        ...
+
+    def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
+        """Takes the delivery over: a higher epoch, and the position that the sink holds. What a former owner
+        left undecided is decided when this returns a Claim (law 9). NotDone names who is in the way."""
+        ...
+
+    def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
+        """Rows [start, end) and the new position, in one step of the sink. Raises RowRefused for a row that
+        the sink will never take; nothing was written then."""
+        ...
+
+    def notes(self) -> Sequence[str]:
+        """What of this server's settings weakens the contract, in sentences; after `prepare`."""
+        ...
+
+    def rows(self) -> Sequence[bytes]:
+        """Everything in it, each row in the form that `canonical` gives. For `semel verify`."""
+        ...
+
+    def canonical(self, value: bytes) -> bytes:
+        """One encoded value in the form in which `rows` would show it."""
+        ...
+
+    def drop(self) -> None:
+        """Removes the rows and the positions of a renamed sink; refuses any other. For `semel verify`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol[V_contra, Kind_co]):
+    """An outside system as the user declares it: data, nothing is opened before `open`. `write` of a stream
+    accepts a `Sink[V, Once]`, and a `Sink[V, Weak]` only with `accept=`."""
+
+    @property
+    def name(self) -> str:
+        """Names the outbox (APP-NAME-outbox) and the delivery (group APP.NAME)."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """For people: system, place and table. Never a secret."""
+        ...
+
+    @property
+    def kind(self) -> type[Kind_co]: ...
+    @property
+    def contract(self) -> Contract: ...
+    @property
+    def key(self) -> tuple[str, ...] | None:
+        """The fields of the value that identify a row, which a later value replaces; None: rows are appended."""
+        ...
+
+    def encode_key(self, value: V_contra) -> bytes | None:
+        """The outbox is partitioned by this: equal sink keys give equal bytes. None when `key` is None: the
+        stream's own key partitions."""
+        ...
+
+    def encode_deleted(self, key: object) -> bytes:
+        """The same for a row that goes away (value None): `key` is the stream's, one scalar for one key field,
+        a tuple for several."""
+        ...
+
+    def encode_value(self, value: V_contra) -> bytes:
+        """The value as the outbox carries it. Raises SinkError when it is nothing the sink could hold."""
+        ...
+
+    def renamed(self, suffix: str) -> Sink[V_contra, Kind_co]:
+        """The same sink under tables (or names) of its own. For `semel verify`."""
+        ...
+
+    def open(self, steps: Steps) -> SinkConnection: ...

@@ -1,0 +1,125 @@
+"""What all sinks share: the errors of a sink, and how values become keys and bytes on their way out.
+
+Invariant: two values whose key fields the sink holds for equal have equal `encode_key` bytes, so all writes of one
+sink key lie in one partition of the outbox, in one order (FAULTS S15). The reverse need not hold: sharing a
+partition harms nobody.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, cast
+
+import msgspec
+
+from semel.errors import SemelError
+from semel.ports import Sink, SinkConnection
+
+__all__ = ["Diverged", "RowRefused", "Sink", "SinkConnection", "SinkError", "encode_key", "encode_parts", "encode_row"]
+
+
+class SinkError(SemelError):
+    """The sink cannot be used as declared; what, where, what next."""
+
+
+class Diverged(SinkError):
+    """The sink's position is not a position in this log. Never repaired by resetting: a person decides."""
+
+
+class RowRefused(SinkError):
+    """The sink will never take this record (FAULTS S11)."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+def key_fields(key: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """`key=` as users write it: one field, several, or none."""
+    if key is None:
+        return None
+    fields = (key,) if isinstance(key, str) else tuple(key)
+    if not fields or len(set(fields)) != len(fields) or not all(fields):
+        raise SinkError(f"key={key!r}: name one field of the value or several different ones, or leave it out.")
+    return fields
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _canonical(part: object) -> object:
+    """One field of a key, so that what a database holds for equal is equal here."""
+    match part:
+        case enum.Enum():
+            return _canonical(part.value)
+        case bool() | int() | str() | bytes():
+            return part
+        case float():
+            return int(part) if part.is_integer() else part
+        case Decimal() if part.is_finite() and part.adjusted() < 100:
+            return int(part) if part == part.to_integral_value() else str(part.normalize())
+        case datetime() if part.tzinfo is not None:
+            return part.astimezone(UTC)
+    return part
+
+
+def encode_parts(fields: Sequence[str], parts: Sequence[object]) -> bytes:
+    """The key as a JSON array, one element per field."""
+    for field, part in zip(fields, parts, strict=True):
+        if part is None or (isinstance(part, float) and not math.isfinite(part)):
+            raise SinkError(f"the key field {field!r} is {part}: a row cannot be identified by it.")
+    return _encode([_canonical(part) for part in parts])
+
+
+def encode_key(fields: tuple[str, ...], value: object) -> bytes:
+    """The key bytes of a value: its fields `fields`, in this order."""
+    return encode_parts(fields, [_field(value, field) for field in fields])
+
+
+def _field(value: object, field: str) -> object:
+    if isinstance(value, dict):
+        if field in value:
+            return value[field]
+    else:
+        struct_names = getattr(type(value), "__struct_encode_fields__", None)
+        if struct_names is not None and field in struct_names:  # Struct(rename=…): the column has the encoded name
+            return getattr(value, type(value).__struct_fields__[struct_names.index(field)])  # type: ignore[attr-defined]
+        try:
+            return getattr(value, field)
+        except AttributeError:
+            pass
+    raise SinkError(f"key {field!r}: {type(value).__name__} has no such field.")
+
+
+def encode_row(value: object) -> bytes:
+    """A value with named fields (dataclass, Struct, NamedTuple, TypedDict, dict) as a JSON object."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = cast("Callable[[], dict[str, Any]]", value._asdict)()
+    try:
+        data = _encode(value)
+    except (TypeError, ValueError, OverflowError) as why:
+        raise SinkError(f"a {type(value).__name__} cannot be written as a row: {why}.") from None
+    if data[:1] != b"{":
+        raise SinkError(
+            f"a {type(value).__name__} is not a row: a table wants values with named fields. "
+            "Map it to a dataclass, a msgspec Struct or a dict first."
+        )
+    # msgspec writes NaN and the infinities as null: another value would arrive. Only then is it worth a look.
+    if b"null" in data and (found := _not_finite(msgspec.to_builtins(value, builtin_types=(float,)))):
+        raise SinkError(f"the field {found!r} is not a finite number; JSON, in which rows travel, has no such value.")
+    return data
+
+
+def _not_finite(value: object, path: str = "") -> str:
+    """The path of the first NaN or infinity in it, or ""."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else path
+    if isinstance(value, dict):
+        return next((p for k, v in value.items() if (p := _not_finite(v, f"{path}.{k}" if path else str(k)))), "")
+    if isinstance(value, list | tuple):
+        return next((p for i, v in enumerate(value) if (p := _not_finite(v, f"{path}[{i}]"))), "")
+    return ""
