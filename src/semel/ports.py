@@ -91,6 +91,9 @@ class Step(StrEnum):
     POSITION_AFTER = "position.after"
     SINK_BEFORE = "sink.before"  # before the sink's COMMIT
     SINK_AFTER = "sink.after"  # the sink has committed, nobody else knows
+    # Refusals: a superseded owner tried and was told no. Counted, so that a proof can say that it was tried.
+    LOG_FENCED = "fenced.log"  # the log refused this worker's transaction
+    SINK_FENCED = "fenced.sink"  # the sink refused this delivery's batch
 
 
 class Steps(Protocol):
