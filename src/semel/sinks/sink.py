@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any, cast
 
 import msgspec
@@ -48,6 +48,7 @@ def key_fields(key: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return fields
 
 
+EXACT = Context(prec=200_000)  # the default context would round to 28 digits, and make one key of two
 _encode = msgspec.json.Encoder().encode
 
 
@@ -61,7 +62,7 @@ def _canonical(part: object) -> object:
         case float():
             return int(part) if part.is_integer() else part
         case Decimal() if part.is_finite() and part.adjusted() < 100:
-            return int(part) if part == part.to_integral_value() else str(part.normalize())
+            return int(part) if part == part.to_integral_value() else str(part.normalize(EXACT))
         case datetime() if part.tzinfo is not None:
             return part.astimezone(UTC)
     return part
