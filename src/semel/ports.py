@@ -6,15 +6,16 @@ takes its time, its dice and its bytes as arguments; what is left to ask for is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, TypeVar
 
 from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Row
 
 Buffer = bytes | bytearray | memoryview
 Headers = Sequence[tuple[str, bytes | None]]
+T = TypeVar("T")
 
 
 # --- Disk -----------------------------------------------------------------------------------------------------
@@ -58,6 +59,19 @@ class Disk(Protocol):
     def sync_folder(self, folder: str) -> None:
         """Makes creations, removals and renames in this folder durable."""
         ...
+
+
+# --- Random ---------------------------------------------------------------------------------------------------
+
+
+class Random(Protocol):
+    """Dice, passed in by whoever owns the seed (`random.Random` fits)."""
+
+    def random(self) -> float: ...
+    def randint(self, a: int, b: int) -> int: ...
+    def getrandbits(self, k: int) -> int: ...
+    def choice(self, seq: Sequence[T]) -> T: ...
+    def shuffle(self, x: MutableSequence[Any]) -> None: ...
 
 
 # --- Steps ----------------------------------------------------------------------------------------------------

@@ -7,21 +7,35 @@ others. Every step that applies is in the schedule at least once when there are 
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-from semel.ports import Step
+from semel.ports import Random, Step
 
 WORKER_STEPS = (
-    Step.OUTPUT_BEFORE, Step.OUTPUT_AFTER, Step.OFFSETS_BEFORE, Step.OFFSETS_AFTER, Step.COMMIT_BEFORE, Step.COMMIT_AFTER,
-)  # fmt: skip
+    Step.OUTPUT_BEFORE,
+    Step.OUTPUT_AFTER,
+    Step.OFFSETS_BEFORE,
+    Step.OFFSETS_AFTER,
+    Step.COMMIT_BEFORE,
+    Step.COMMIT_AFTER,
+)
 BROKER_STEPS = (
-    Step.DECISION_BEFORE, Step.DECISION_AFTER, Step.MARKERS_BEFORE, Step.MARKERS_AFTER, Step.SYNC_BEFORE, Step.SYNC_AFTER,
-)  # fmt: skip
+    Step.DECISION_BEFORE,
+    Step.DECISION_AFTER,
+    Step.MARKERS_BEFORE,
+    Step.MARKERS_AFTER,
+    Step.SYNC_BEFORE,
+    Step.SYNC_AFTER,
+)
 SINK_STEPS = (
-    Step.ROWS_BEFORE, Step.ROWS_AFTER, Step.POSITION_BEFORE, Step.POSITION_AFTER, Step.SINK_BEFORE, Step.SINK_AFTER,
-)  # fmt: skip
+    Step.ROWS_BEFORE,
+    Step.ROWS_AFTER,
+    Step.POSITION_BEFORE,
+    Step.POSITION_AFTER,
+    Step.SINK_BEFORE,
+    Step.SINK_AFTER,
+)
 # Inside the sink's own transaction. SQLite has no server that could end a stopped owner's transaction (FAULTS S14).
 INSIDE_SINK = (Step.ROWS_AFTER, Step.POSITION_BEFORE, Step.POSITION_AFTER, Step.SINK_BEFORE)
 
@@ -65,7 +79,7 @@ class Schedule:
 
 
 def schedule(
-    dice: random.Random,
+    dice: Random,
     crashes: int,
     *,
     workers: int = 2,
@@ -125,6 +139,6 @@ def _dealt(faults: list[Fault], broker: list[Fault], workers: int) -> Schedule:
     return Schedule(tuple(tuple(faults[slot::workers]) for slot in range(workers)), tuple(broker))
 
 
-def _nth(dice: random.Random, step: Step) -> int:
+def _nth(dice: Random, step: Step) -> int:
     # The journal is synced for every group of requests, the other steps are reached once per transaction or batch.
     return dice.randint(1, 40) if step in (Step.SYNC_BEFORE, Step.SYNC_AFTER) else dice.randint(1, 4)
