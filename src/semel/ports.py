@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol, TypeVar, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Row
 
