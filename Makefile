@@ -27,6 +27,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases examples
 	$(BIN)/python -m pytest -q tests/test_tidy.py
 
 test: install
