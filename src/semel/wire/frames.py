@@ -1,8 +1,7 @@
 """Frames on a connection: four bytes of length, then that many bytes.
 
 `Frames` owns one receive buffer: the socket reads into `room()`, `received(n)` hands back the frames that are whole.
-A frame is a read-only view into the buffer and is valid only until the next call of `room()`: readers copy out what
-they keep (kio's does), so a record batch is copied exactly once between the socket and the broker.
+A frame is copied out of the buffer once, as bytes; record batches then stay views into it, all the way to the journal.
 
 Invariant: never more memory than one frame of the allowed size, plus what one read brings.
 """
@@ -28,7 +27,7 @@ class Frames:
         self._wanted = 0  # size of the frame at _start with its length, once that is known
 
     def room(self) -> memoryview:
-        """Where the next bytes go; never empty. Frames handed out before become invalid."""
+        """Where the next bytes go; never empty."""
         held = self._end - self._start
         if held == 0:
             self._start = self._end = 0
@@ -45,10 +44,10 @@ class Frames:
             self._start, self._end = 0, held
         return memoryview(self._buffer)[self._end :]
 
-    def received(self, count: int) -> Iterator[memoryview]:
+    def received(self, count: int) -> Iterator[bytes]:
         """Takes note of `count` new bytes; yields the frames that are whole, without their length."""
         self._end += count
-        view = memoryview(self._buffer).toreadonly()
+        view = memoryview(self._buffer)
         while self._end - self._start >= 4:
             (size,) = LENGTH.unpack_from(view, self._start)
             if not 0 < size <= self.frame_bytes_max:
@@ -58,7 +57,7 @@ class Frames:
             self._wanted = 4 + size
             if self._end - self._start < self._wanted:
                 return
-            frame = view[self._start + 4 : self._start + self._wanted]
+            frame = bytes(view[self._start + 4 : self._start + self._wanted])
             self._start += self._wanted
             self._wanted = 0
             yield frame

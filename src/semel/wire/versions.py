@@ -30,6 +30,7 @@ def _range(name: str, first: int, last: int, advertised_from: int | None = None)
 
 API_VERSIONS = 18
 PRODUCE = 0
+METADATA = 3
 
 SERVED: dict[int, Range] = {
     0: _range("Produce", 3, 11, advertised_from=0),
