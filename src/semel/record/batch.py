@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from . import varint
@@ -44,22 +43,58 @@ _PLACE: Final = struct.Struct(">qii")
 NO_TIMESTAMP: Final = -1
 
 
-@dataclass(slots=True)
 class Batch:
     """The header of one batch and its bytes. `data` is the whole batch and is never changed."""
 
-    base_offset: int
-    leader_epoch: int
-    crc: int
-    attributes: int
-    last_offset_delta: int
-    base_timestamp: int
-    max_timestamp: int
-    producer_id: int
-    producer_epoch: int
-    base_sequence: int
-    count: int
-    data: memoryview
+    # Written out, not a dataclass: mypyc compiles it to a native class.
+    __slots__ = (
+        "attributes",
+        "base_offset",
+        "base_sequence",
+        "base_timestamp",
+        "count",
+        "crc",
+        "data",
+        "last_offset_delta",
+        "leader_epoch",
+        "max_timestamp",
+        "producer_epoch",
+        "producer_id",
+    )
+
+    def __init__(
+        self,
+        base_offset: int,
+        leader_epoch: int,
+        crc: int,
+        attributes: int,
+        last_offset_delta: int,
+        base_timestamp: int,
+        max_timestamp: int,
+        producer_id: int,
+        producer_epoch: int,
+        base_sequence: int,
+        count: int,
+        data: memoryview,
+    ) -> None:
+        self.base_offset = base_offset
+        self.leader_epoch = leader_epoch
+        self.crc = crc
+        self.attributes = attributes
+        self.last_offset_delta = last_offset_delta
+        self.base_timestamp = base_timestamp
+        self.max_timestamp = max_timestamp
+        self.producer_id = producer_id
+        self.producer_epoch = producer_epoch
+        self.base_sequence = base_sequence
+        self.count = count
+        self.data = data
+
+    def __repr__(self) -> str:
+        return (
+            f"Batch(offsets {self.base_offset} to {self.last_offset}, {self.count} records, {self.size} bytes, "
+            f"producer {self.producer_id}/{self.producer_epoch} from {self.base_sequence}, {self.attributes:#x})"
+        )
 
     @property
     def last_offset(self) -> int:
@@ -352,11 +387,8 @@ def _columns(data: bytes, batch: Batch) -> Columns:
             raise CorruptBatch(f"record {index} ends at byte {end} of the records, its fields at {at}")
     if at != size:
         raise CorruptBatch(f"{count} records fill {at} of {size} bytes")
-    if (
-        (deltas is not None
-        and deltas[-1] > batch.last_offset_delta)
-        or (deltas is None
-        and count > batch.last_offset_delta + 1)
+    if (deltas is not None and deltas[-1] > batch.last_offset_delta) or (
+        deltas is None and count > batch.last_offset_delta + 1
     ):
         raise CorruptBatch(f"a record lies past the last offset delta {batch.last_offset_delta}")
     offsets: Sequence[int] = (
