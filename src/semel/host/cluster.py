@@ -1,0 +1,587 @@
+"""`ports.Log` on Apache Kafka, or anything that speaks its protocol, through confluent-kafka.
+
+Invariants: a partition's records are handed out from the offset that the caller asked for, in order, without a gap
+and without one twice, whatever the group does in between; offsets travel with the membership under which their
+partitions were assigned (a generation learnt later would get a zombie's offsets past the fence); and the client
+library never decides where to start reading: a position that the log does not hold is an error.
+
+The group protocol is the eager one. While a member still holds partitions under it, its generation cannot change
+behind its back, so the commit in `revoked` is valid under the membership taken at the assignment; under the
+cooperative protocol the generation moves before the callback is told. A static member (`member`) that restarts is
+given its old partitions without a rebalance.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
+
+import confluent_kafka
+import confluent_kafka.admin
+from confluent_kafka import Consumer, Message
+from confluent_kafka import TopicPartition as At
+
+from semel.errors import UsageError
+from semel.host.kafka_client import (
+    LOST_AFTER_S,
+    Address,
+    KafkaError,
+    KafkaException,
+    address,
+    base_settings,
+    bury,
+    error_of,
+    is_fenced,
+    made,
+)
+from semel.host.kafka_columns import columns, empty, ends_of, split
+from semel.host.kafka_producer import PlainWriter, TransactionalWriter
+from semel.ports import (
+    Done,
+    Fenced,
+    Listener,
+    LogLost,
+    NewTopic,
+    NoSteps,
+    NotDone,
+    Outcome,
+    Position,
+    Records,
+    Steps,
+    TopicInfo,
+    TopicPartition,
+    Unknown,
+    Write,
+)
+
+R = TypeVar("R")
+
+_kafka: Any = confluent_kafka.admin  # its names are not declared as exported
+
+BATCH_RECORDS_MAX = 4_000
+ASK_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 5.0
+WAIT_STEP_S = 0.1
+SESSION_TIMEOUT_MS = 10_000
+# A reader behind an undecided transaction waits for it at most this long: three transaction timeouts of ours.
+STABLE_WAIT_S = 30.0
+
+# What passes by itself: brokers that restart, leaders that move, topics just created.
+_PASSING = frozenset(
+    {
+        KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE,
+        KafkaError._WAIT_COORD, KafkaError._TIMED_OUT_QUEUE, KafkaError._MAX_POLL_EXCEEDED,
+        KafkaError._PARTITION_EOF, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.REQUEST_TIMED_OUT, KafkaError.BROKER_NOT_AVAILABLE, KafkaError.NETWORK_EXCEPTION,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR,
+        KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION, KafkaError.REBALANCE_IN_PROGRESS, KafkaError._NODE_UPDATE,
+        KafkaError.UNKNOWN_TOPIC_ID, KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)  # fmt: skip
+
+_READING: dict[str, Any] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "isolation.level": "read_committed",
+    "auto.offset.reset": "error",
+    "enable.partition.eof": True,
+    "allow.auto.create.topics": False,
+    "fetch.queue.backoff.ms": 5,  # the default leaves a partition alone for a second once its queue is full
+    "fetch.wait.max.ms": 100,
+    "queued.min.messages": 200_000,
+    "queued.max.messages.kbytes": 131_072,
+    "fetch.message.max.bytes": 4_194_304,
+    "topic.metadata.refresh.interval.ms": 30_000,
+}
+
+
+class _Health:
+    """Whether the brokers were all down, for how long, and what ended a client object for good."""
+
+    def __init__(self) -> None:
+        self.down_since: float | None = None
+        self.fatal: confluent_kafka.KafkaError | None = None
+
+    def seen(self, error: confluent_kafka.KafkaError) -> None:
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self.fatal = error
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN and self.down_since is None:
+            self.down_since = time.monotonic()
+
+
+class _Reader:
+    """One Consumer of ours that is in no group: for restores and for looking."""
+
+    def __init__(self, at: Address, isolation: str) -> None:
+        self.health = _Health()
+        self.consumer = made(
+            Consumer,
+            {
+                **base_settings(at),
+                **_READING,
+                "isolation.level": isolation,
+                "group.id": "semel-reads-in-no-group",  # librdkafka wants one; it is never joined and commits nothing
+                "error_cb": self.health.seen,
+            },
+            at,
+        )
+
+
+class ClusterLog:
+    """One member's session. `group`: for `join`, `committed` and commits. `member`: its static identity.
+    `transactional_id`: writes are bracketed with begin and commit; without one, `flush` and `commit_offsets`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        group: str | None = None,
+        member: str | None = None,
+        transactional_id: str | None = None,
+        steps: Steps | None = None,
+        session_timeout_ms: int = SESSION_TIMEOUT_MS,
+        isolation: str = "read_committed",
+    ) -> None:
+        self._at = address(url)
+        self.name = self._at.url
+        self._group, self._member = group, member
+        self._session_timeout_ms = session_timeout_ms
+        self._isolation = isolation
+        self._admin_client: Any = None
+        self._admin_health = _Health()
+        self._consumer_made: Consumer | None = None
+        self._health = _Health()
+        self._idle: list[_Reader] = []
+        self._listener: Listener | None = None
+        self._membership: Any = None  # of the current assignment; None: not a member
+        self._positions: dict[TopicPartition, int] = {}  # of what is assigned: the next offset to hand out
+        self._paused: set[TopicPartition] = set()
+        self._in_callback = False
+        self._moved = False  # the assignment changed during the current poll
+        self._raised: BaseException | None = None  # by a listener, to be raised by poll
+        self._unknown_topic_since: float | None = None
+        self._transactions = (
+            None if transactional_id is None else TransactionalWriter(self._at, transactional_id, steps or NoSteps())
+        )
+        self._plain = PlainWriter(self._at)
+
+    # --- topics ---
+
+    @property
+    def _admin(self) -> Any:
+        if self._admin_client is None:
+            self._admin_client = made(
+                _kafka.AdminClient, {**base_settings(self._at), "error_cb": self._admin_health.seen}, self._at
+            )
+        return self._admin_client
+
+    def _ask(self, what: str, call: Callable[[float], R], patience_s: float = LOST_AFTER_S) -> R:
+        """Repeats a read-only question until it is answered, in bounded time."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return call(min(ASK_TIMEOUT_S, patience_s))
+            except (KafkaException, FutureTimeout) as failed:
+                error = error_of(failed)
+                passing = isinstance(failed, FutureTimeout) or error.code() in _PASSING or error.retriable()
+                if not passing:
+                    raise LogLost(f"{self.name}: {what}: {error.str()}") from failed
+                if time.monotonic() >= deadline:
+                    if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+                        raise LogLost(f"{self.name}: {what}: there is no such topic") from failed
+                    reason = "no answer" if isinstance(failed, FutureTimeout) else error.str()
+                    raise LogLost(f"{self._at.lost} ({what}: {reason})") from failed
+                time.sleep(0.02)
+
+    def connect(self, patience_s: float = 10.0) -> None:
+        """LogLost when no broker answers within `patience_s`."""
+        self._ask("first connection", lambda s: self._admin.list_topics(timeout=s), patience_s)
+
+    def topics(self) -> Mapping[str, TopicInfo]:
+        metadata = self._ask("list topics", lambda s: self._admin.list_topics(timeout=s))
+        counts = {name: len(topic.partitions) for name, topic in metadata.topics.items()}
+        if not counts:
+            return {}
+
+        def described(timeout_s: float) -> dict[str, str]:
+            asked = self._admin.describe_topics(
+                confluent_kafka.TopicCollection(list(counts)), request_timeout=timeout_s
+            )
+            ids: dict[str, str] = {}
+            for name, future in asked.items():
+                try:
+                    ids[name] = _uuid_text(future.result(timeout_s).topic_id)
+                except KafkaException as gone:
+                    if error_of(gone).code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+            return ids
+
+        ids = self._ask("describe topics", described)
+        return {name: TopicInfo(name, ids[name], partitions) for name, partitions in counts.items() if name in ids}
+
+    def config(self, topic: str) -> Mapping[str, str]:
+        resource = _kafka.ConfigResource(_kafka.ResourceType.TOPIC, topic)
+
+        def described(timeout_s: float) -> Mapping[str, str]:
+            future: Future[Any] = self._admin.describe_configs([resource], request_timeout=timeout_s)[resource]
+            return {name: entry.value for name, entry in future.result(timeout_s).items() if entry.value is not None}
+
+        return self._ask(f"configuration of {topic}", described)
+
+    def create(self, topics: Sequence[NewTopic]) -> None:
+        if not topics:
+            return
+        wanted = {topic.name: topic for topic in topics}
+
+        def created(timeout_s: float) -> None:
+            asked = self._admin.create_topics(
+                [_kafka.NewTopic(t.name, t.partitions, -1, config=dict(t.config)) for t in wanted.values()],
+                request_timeout=timeout_s,
+            )
+            for name, future in asked.items():
+                try:
+                    future.result(timeout_s)
+                except KafkaException as failed:
+                    if error_of(failed).code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise
+                wanted.pop(name, None)
+
+        self._ask(f"create {', '.join(wanted)}", created)
+        # A topic can be used once its partitions have leaders everywhere; asking for its end waits for that.
+        self.ends([TopicPartition(topic.name, p) for topic in topics for p in range(topic.partitions)])
+
+    # --- positions ---
+
+    def _listed(self, partitions: Sequence[TopicPartition], spec: Any, what: str) -> Mapping[TopicPartition, int]:
+        if not partitions:
+            return {}
+
+        def listed(timeout_s: float) -> dict[TopicPartition, int]:
+            asked = self._admin.list_offsets(
+                {At(at.topic, at.partition): spec for at in partitions},
+                isolation_level=confluent_kafka.IsolationLevel.READ_UNCOMMITTED,
+                request_timeout=timeout_s,
+            )
+            return {TopicPartition(at.topic, at.partition): f.result(timeout_s).offset for at, f in asked.items()}
+
+        names = sorted({at.topic for at in partitions})
+        return self._ask(f"{what} of {', '.join(names)}", listed)
+
+    def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        return self._listed(partitions, _kafka.OffsetSpec.latest(), "ends")
+
+    def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        return self._listed(partitions, _kafka.OffsetSpec.earliest(), "starts")
+
+    @property
+    def _consumer(self) -> Consumer:
+        if self._consumer_made is None:
+            assert self._group is not None, "this session has no group"
+            settings: dict[str, Any] = {
+                **base_settings(self._at),
+                **_READING,
+                "group.id": self._group,
+                "partition.assignment.strategy": "range",
+                "session.timeout.ms": self._session_timeout_ms,
+                "heartbeat.interval.ms": max(100, min(1_000, self._session_timeout_ms // 4)),
+                "error_cb": self._health.seen,
+            }
+            if self._member is not None:
+                settings["group.instance.id"] = self._member
+            self._consumer_made = made(Consumer, settings, self._at)
+        return self._consumer_made
+
+    def committed(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Position | None]:
+        if not partitions:
+            return {}
+        asked = [At(at.topic, at.partition) for at in partitions]
+
+        def answered(timeout_s: float) -> dict[TopicPartition, Position | None]:
+            positions: dict[TopicPartition, Position | None] = {}
+            # A read_committed consumer asks with require_stable and waits out undecided transactions.
+            for at in self._consumer.committed(asked, timeout_s):
+                if at.error is not None:
+                    raise KafkaException(at.error)
+                known = None if at.offset < 0 else Position(at.offset, at.metadata or "")
+                positions[TopicPartition(at.topic, at.partition)] = known
+            return positions
+
+        return self._ask(f"committed offsets of group {self._group}", answered, STABLE_WAIT_S)
+
+    def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
+        reader = self._idle.pop() if self._idle else _Reader(self._at, self._isolation)
+        try:
+            reader.consumer.assign([At(at.topic, at.partition, start)])
+            position = start
+            while position < target:
+                messages, events = split(_consumed(reader.consumer, WAIT_STEP_S))
+                self._judge(events, reader.health, reader.consumer)
+                yielded = False
+                for records in columns(messages):
+                    position = records.next_offset
+                    yielded = True
+                    yield records
+                end = ends_of(events).get(at, position)
+                if end > position or not yielded:
+                    position = max(position, end)
+                    yield empty(at, position)
+        finally:
+            reader.consumer.unassign()
+            self._idle.append(reader)
+
+    # --- reading, as a member of a group ---
+
+    def join(self, topics: Sequence[str], listener: Listener) -> None:
+        if self._transactions is not None:
+            # Before the first position is read: whatever this identity left open is decided now.
+            self._transactions.open()
+        self._listener = listener
+        self._consumer.subscribe(list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+
+    def _assigned(self, consumer: Consumer, given: list[At]) -> None:
+        self._moved = True
+        self._membership = consumer.consumer_group_metadata()
+        partitions = [TopicPartition(at.topic, at.partition) for at in given]
+        self._positions.clear()
+        self._paused.clear()
+        starts: list[At] = []
+        self._in_callback = True
+        try:
+            if self._listener is not None and self._raised is None:
+                self._listener.assigned(partitions)
+                unsaid = [at for at in partitions if at not in self._positions and at not in self._paused]
+                for at, position in self.committed(unsaid).items():
+                    if position is None:
+                        raise LogLost(
+                            f"{self.name}: group {self._group} has no position in {at.topic}-{at.partition}, "
+                            "and nobody said where to start"
+                        )
+                    self._positions[at] = position.offset
+            for at in partitions:
+                # Paused without a position: the start of the log is valid whatever it holds; a seek will follow.
+                offset = self._positions.get(at, confluent_kafka.OFFSET_BEGINNING)
+                starts.append(At(at.topic, at.partition, offset))
+        except BaseException as raised:  # callbacks run inside the client library: poll raises it
+            self._raised = raised
+            starts = []
+        finally:
+            self._in_callback = False
+        consumer.assign(starts)
+        if self._paused and starts:
+            consumer.pause(_plain(self._paused))
+
+    def _revoked(self, consumer: Consumer, taken: list[At]) -> None:
+        self._taken(consumer, taken, lost=False)
+
+    def _lost(self, consumer: Consumer, taken: list[At]) -> None:
+        self._taken(consumer, taken, lost=True)
+
+    def _taken(self, consumer: Consumer, taken: list[At], lost: bool) -> None:
+        self._moved = True
+        partitions = [TopicPartition(at.topic, at.partition) for at in taken]
+        if lost:
+            self._membership = None  # nothing may be committed under it any more
+        try:
+            if self._listener is not None and self._raised is None:
+                (self._listener.lost if lost else self._listener.revoked)(partitions)
+        except BaseException as raised:
+            self._raised = raised
+        self._membership = None
+        self._positions.clear()
+        self._paused.clear()
+        consumer.unassign()
+
+    def poll(self, timeout_s: float) -> list[Records]:
+        consumer = self._consumer
+        self._moved = False
+        messages, events = split(_consumed(consumer, timeout_s))
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
+            raise raised
+        if self._moved:
+            # Records of the old and of the new assignment cannot be told apart in this batch: fetch them again.
+            for at in {TopicPartition(m.topic() or "", m.partition() or 0) for m in (*messages, *events)}:
+                if at in self._positions and at not in self._paused:
+                    self.seek(at, self._positions[at])
+            messages = []
+        self._judge(events, self._health, consumer)
+        found: list[Records] = []
+        for records in columns(messages):
+            expected = self._positions.get(records.source)
+            if expected is None or records.source in self._paused:
+                continue  # fetched before it was revoked or paused
+            assert records.offsets[0] >= expected, f"{records.source}: {records.offsets[0]} came, {expected} was next"
+            self._positions[records.source] = records.next_offset
+            found.append(records)
+        if not self._moved:
+            for at, end in ends_of(events).items():
+                if end > self._positions.get(at, end) and at not in self._paused:
+                    self._positions[at] = end
+                    found.append(empty(at, end))
+        if found:
+            self._health.down_since = None
+        return found
+
+    def _judge(self, events: Sequence[Message], health: _Health, consumer: Consumer) -> None:
+        """Raises for what does not pass by itself, or has not passed in bounded time."""
+        unknown = False
+        for event in events:
+            error = event.error()
+            assert error is not None
+            code = error.code()
+            if code == KafkaError._PARTITION_EOF:
+                continue
+            if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                raise LogLost(
+                    f"{self.name}: {event.topic()}-{event.partition()}: the position asked for is not in the log: "
+                    f"{error.str()}. The records were deleted (retention), or the topic was made anew. "
+                    "Decide where to go on, then reset the group's offsets."
+                )
+            if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+                unknown = True
+                if self._unknown_topic_since is None:
+                    self._unknown_topic_since = time.monotonic()
+                elif time.monotonic() - self._unknown_topic_since > ASK_TIMEOUT_S:
+                    raise LogLost(f"{self.name}: {error.str()}")
+            elif error.fatal() or code in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID):
+                health.fatal = error
+            elif code == KafkaError._ALL_BROKERS_DOWN:
+                health.seen(error)
+            elif code not in _PASSING and not error.retriable():
+                raise LogLost(f"{self.name}: {error.str()}")
+        if not unknown and events:
+            self._unknown_topic_since = None
+        if health.fatal is not None:
+            raise LogLost(
+                f"{self.name}: {self._member or self._group}: {health.fatal.str()}. "
+                "Another process runs under the same identity: is this state folder a copy of one that is in use?"
+            )
+        if health.down_since is not None and time.monotonic() - health.down_since > LOST_AFTER_S:
+            try:
+                consumer.list_topics(timeout=PROBE_TIMEOUT_S)
+            except KafkaException as failed:
+                raise LogLost(self._at.lost) from failed
+            health.down_since = None
+
+    def seek(self, at: TopicPartition, offset: int) -> None:
+        self._positions[at] = offset
+        if self._in_callback:
+            return  # the assignment that follows starts there
+        deadline = time.monotonic() + ASK_TIMEOUT_S
+        while True:
+            try:
+                self._consumer.seek(At(at.topic, at.partition, offset))
+                return
+            except KafkaException as failed:
+                # Right after an assignment the client's own thread has not started the partition yet.
+                error = error_of(failed)
+                if error.code() not in (KafkaError._STATE, KafkaError._PREV_IN_PROGRESS) or time.monotonic() > deadline:
+                    raise LogLost(
+                        f"{self.name}: cannot go to {offset} in {at.topic}-{at.partition}: {error.str()}"
+                    ) from failed
+                time.sleep(0.002)
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused.update(partitions)
+        if not self._in_callback and partitions:
+            self._consumer.pause(_plain(partitions))
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused.difference_update(partitions)
+        if not self._in_callback and partitions:
+            self._consumer.resume(_plain(partitions))
+
+    # --- writing ---
+
+    def writer(self, topic: str) -> Write:
+        return (self._plain if self._transactions is None else self._transactions).writer(topic)
+
+    def begin(self) -> None:
+        assert self._transactions is not None, "a session without a transactional id cannot begin a transaction"
+        self._transactions.begin()
+
+    def commit(self, positions: Mapping[TopicPartition, Position]) -> Outcome:
+        assert self._transactions is not None, "a session without a transactional id cannot commit a transaction"
+        if positions and self._membership is None:
+            self._transactions.abort()
+            return Fenced(f"{self._member or self._group} is no member of its group any more")
+        return self._transactions.commit(positions, self._membership)
+
+    def abort(self) -> None:
+        assert self._transactions is not None, "a session without a transactional id cannot abort a transaction"
+        self._transactions.abort()
+
+    def flush(self) -> None:
+        self._plain.flush()
+
+    def commit_offsets(self, positions: Mapping[TopicPartition, Position]) -> Outcome:
+        if not positions:
+            return Done()
+        if self._listener is not None and self._membership is None:
+            return Fenced(f"{self._member or self._group} is no member of its group any more")
+        offsets = [
+            At(at.topic, at.partition, position.offset, position.metadata) for at, position in positions.items()
+        ]
+        try:
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as failed:
+            return _outcome(error_of(failed))
+        for answer in answers or ():
+            if answer.error is not None:
+                return _outcome(answer.error)
+        return Done()
+
+    def close(self) -> None:
+        """A static member does not leave: its partitions wait for its restart, at most one session timeout."""
+        self._listener = None
+        if self._transactions is not None:
+            self._transactions.close()
+        self._plain.close()
+        for reader in self._idle:
+            bury(reader.consumer)
+        self._idle.clear()
+        if self._consumer_made is not None:
+            self._consumer_made.close()
+            self._consumer_made = None
+        self._admin_client = None
+
+
+def _consumed(consumer: Consumer, timeout_s: float) -> list[Message]:
+    """What is there at once; when nothing is, the first thing within `timeout_s` and what came with it
+    (`consume(n, timeout)` waits for n records or the whole timeout)."""
+    messages = consumer.consume(BATCH_RECORDS_MAX, 0)
+    if not messages and timeout_s > 0:
+        messages = consumer.consume(1, timeout_s)
+        if messages:
+            messages += consumer.consume(BATCH_RECORDS_MAX - 1, 0)
+    return messages
+
+
+def _uuid_text(uuid: object) -> str:
+    """As Kafka writes topic ids; librdkafka's text is of the other base64 alphabet."""
+    return str(uuid).translate(str.maketrans("+/", "-_"))
+
+
+def _plain(partitions: Sequence[TopicPartition] | set[TopicPartition]) -> list[At]:
+    return [At(at.topic, at.partition) for at in partitions]
+
+
+def _outcome(error: confluent_kafka.KafkaError) -> Outcome:
+    if is_fenced(error):
+        return Fenced(error.str())
+    if error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError.REQUEST_TIMED_OUT):
+        return Unknown(error.str())
+    return NotDone(error.str())
+
+
+def open_cluster(url: str, **session: Any) -> ClusterLog:
+    """A session with a cluster that has answered. UsageError for an address that is none."""
+    if not url.startswith("kafka://"):
+        raise UsageError(f"{url!r} is no Kafka address. Write it as kafka://host:port")
+    log = ClusterLog(url, **session)
+    log.connect()
+    return log
