@@ -1,0 +1,67 @@
+"""`App`: a name and a topology, and the way to run it.
+
+Invariant: making an App does nothing but check its name and settings; the graph is built when somebody asks for it, and
+the host (processes, sockets, files) is imported only inside `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from semel.contract import Mode
+from semel.streams.builder import Builder
+from semel.streams.graph import Graph
+from semel.streams.place import GraphError, caller
+from semel.streams.topic import Topic, check_name
+
+APP_NAME_LENGTH_MAX = 100  # leaves room for the names of states and sinks in 249 characters
+
+
+class App:
+    """One application: its name is its consumer group and the beginning of its internal topics' names.
+
+    `build` gets a `Builder` and must be pure. `commit_interval_ms`: a transaction per worker this often.
+    `sample`: records for `semel verify` to feed, by topic, as (key, value) pairs: a mapping, or a function that
+    returns one. Without it verify generates them from the topics' types.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[Builder], None],
+        *,
+        commit_interval_ms: int = 100,
+        sample: Sample | None = None,
+    ) -> None:
+        self.place = caller()
+        self.name = check_name(name, "App", self.place, length_max=APP_NAME_LENGTH_MAX)
+        if not callable(build):
+            raise GraphError(self.place, f"App {name}: the topology must be a function of a Builder.")
+        if not isinstance(commit_interval_ms, int) or not 1 <= commit_interval_ms <= 60_000:
+            raise GraphError(self.place, f"App {name}: commit_interval_ms={commit_interval_ms!r}; 1 to 60000.")
+        self.build = build
+        self.commit_interval_ms = commit_interval_ms
+        self.sample = sample
+        self._graph: Graph | None = None
+
+    def __repr__(self) -> str:
+        return f"App({self.name!r})"
+
+    def graph(self) -> Graph:
+        """The topology; raises GraphError with the user's file and line when it cannot be right."""
+        if self._graph is None:
+            builder = Builder(self.name)
+            self.build(builder)
+            self._graph = builder.build()
+        return self._graph
+
+    def run(self, url: str = "embedded:./data", *, mode: Mode | str = Mode.EXACTLY_ONCE, workers: int = 1) -> None:
+        """Runs until Ctrl-C or SIGTERM, which commit and leave. `url`: `embedded:DIR` or `kafka://HOST:PORT`."""
+        from semel.host.worker import run_app
+
+        run_app(self, url, Mode(mode), workers)
+
+
+Records = Mapping[Topic[Any, Any], Iterable[tuple[Any, Any]]]
+Sample = Records | Callable[[], Records]
