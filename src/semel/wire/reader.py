@@ -21,7 +21,7 @@ from struct import error as StructError
 from typing import Any, NoReturn
 from uuid import UUID
 
-from semel.broker import admin_messages, messages, requests
+from semel.broker import admin_messages, admin_requests, messages, requests
 from semel.wire.errors import MalformedFrame
 from semel.wire.schema import KioClass, SchemaField, fields_of
 from semel.wire.writer import FIXED
@@ -283,8 +283,10 @@ def _compiled(entity: KioClass, into: Any, replies: bool) -> Read:
 
 
 def request_type(entity: KioClass) -> Any:
-    """The class of `broker.requests` for a kio request; kio's own where nothing is left out or added."""
-    return getattr(requests, entity.__name__, entity)
+    """The class of `broker.requests` (or `admin_requests`) for a kio request."""
+    found = getattr(requests, entity.__name__, None) or getattr(admin_requests, entity.__name__, None)
+    assert found is not None, f"{entity.__name__} has no class in broker.requests"
+    return found
 
 
 def reply_type(entity: KioClass) -> Any:

@@ -1,0 +1,85 @@
+"""The steps of every protocol in a real process: killed, stopped or counted there, as the environment says.
+
+`SEMEL_KILL=step:n` kills this process (SIGKILL) when it reaches `step` for the n-th time, `SEMEL_STOP=step:n` stops it
+(SIGSTOP; the counting goes on after SIGCONT). `SEMEL_STEPS=FILE` counts every step in a shared memory map of one
+unsigned 64-bit counter per step, in the order of `ports.Step`: it survives the kill, and processes that share the file
+add to the same counters (each adds only while no other does: verify starts them with a file each).
+
+Invariant: the counter of a step is raised before the process dies there.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from struct import Struct
+
+from semel.errors import UsageError
+from semel.ports import NoSteps, Step, Steps
+
+COUNTER = Struct("<Q")
+SIZE = COUNTER.size * len(Step)
+INDEX = {step: index for index, step in enumerate(Step)}
+
+
+class RealSteps:
+    def __init__(self, kill: tuple[Step, int] | None, stop: tuple[Step, int] | None, counters: Path | None) -> None:
+        self._reached = dict.fromkeys(Step, 0)
+        self._kill = kill
+        self._stop = stop
+        self._map = _map(counters) if counters is not None else None
+
+    def reached(self, step: Step) -> None:
+        count = self._reached[step] + 1
+        self._reached[step] = count
+        if self._map is not None:
+            position = INDEX[step] * COUNTER.size
+            COUNTER.pack_into(self._map, position, COUNTER.unpack_from(self._map, position)[0] + 1)
+        if (step, count) == self._kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (step, count) == self._stop:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def steps_from(environ: Mapping[str, str]) -> Steps:
+    """What SEMEL_KILL, SEMEL_STOP and SEMEL_STEPS ask for; nothing (and no cost) when none is set."""
+    kill, stop, counters = (environ.get(name) for name in ("SEMEL_KILL", "SEMEL_STOP", "SEMEL_STEPS"))
+    if not (kill or stop or counters):
+        return NoSteps()
+    return RealSteps(
+        _parse("SEMEL_KILL", kill) if kill else None,
+        _parse("SEMEL_STOP", stop) if stop else None,
+        Path(counters) if counters else None,
+    )
+
+
+def read_counters(path: Path) -> dict[Step, int]:
+    """The counters of a process that has ended, however it did; zeros when it never reached a step."""
+    data = path.read_bytes().ljust(SIZE, b"\0") if path.exists() else bytes(SIZE)
+    return {step: COUNTER.unpack_from(data, index * COUNTER.size)[0] for step, index in INDEX.items()}
+
+
+def _parse(name: str, text: str) -> tuple[Step, int]:
+    step, _, count = text.partition(":")
+    try:
+        found = Step(step), int(count or "1")
+    except ValueError:
+        raise UsageError(
+            f"{name}={text}: expected step:n, for example commit.before:3. Steps: {', '.join(Step)}."
+        ) from None
+    if found[1] < 1:
+        raise UsageError(f"{name}={text}: n counts from 1.")
+    return found
+
+
+def _map(path: Path) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(descriptor).st_size < SIZE:
+            os.ftruncate(descriptor, SIZE)
+        return mmap.mmap(descriptor, SIZE)
+    finally:
+        os.close(descriptor)
