@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from semel.errors import UsageError
-from semel.host.steps import read_counters, steps_from
+from semel.host.steps import arm, read_counters, steps_from
 from semel.ports import NoSteps, Step
 
 REACH = """
@@ -44,6 +44,15 @@ def test_stopped_then_goes_on() -> None:
     assert os.WIFSTOPPED(status)
     process.send_signal(signal.SIGCONT)
     assert process.wait() == 0
+
+
+def test_armed_from_outside_while_it_runs(tmp_path: Path) -> None:
+    """The signal comes at the armed step and not before, once; the arm is used up."""
+    armed, counters = tmp_path / "armed", tmp_path / "steps"
+    arm(armed, Step.COMMIT_AFTER, signal.SIGKILL)
+    assert run(SEMEL_ARM=str(armed), SEMEL_STEPS=str(counters)).returncode == -signal.SIGKILL
+    assert (read_counters(counters)[Step.COMMIT_BEFORE], read_counters(counters)[Step.COMMIT_AFTER]) == (1, 1)
+    assert run(SEMEL_ARM=str(armed)).returncode == 0
 
 
 def test_nothing_is_asked_in_production() -> None:

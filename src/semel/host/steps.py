@@ -3,13 +3,16 @@
 `SEMEL_KILL=step:n` kills this process (SIGKILL) when it reaches `step` for the n-th time, `SEMEL_STOP=step:n` stops it
 (SIGSTOP; the counting goes on after SIGCONT). `SEMEL_STEPS=FILE` counts every step in a shared memory map of one
 unsigned 64-bit counter per step, in the order of `ports.Step`: it survives the kill, and processes that share the file
-add to the same counters (each adds only while no other does: verify starts them with a file each).
+add to the same counters (each adds only while no other does: verify starts them with a file each). `SEMEL_ARM=FILE` is
+a map of the same shape that another process writes while this one runs (`arm`): a signal number at a step sends this
+process that signal there, once.
 
 Invariant: the counter of a step is raised before the process dies there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
@@ -26,11 +29,18 @@ INDEX = {step: index for index, step in enumerate(Step)}
 
 
 class RealSteps:
-    def __init__(self, kill: tuple[Step, int] | None, stop: tuple[Step, int] | None, counters: Path | None) -> None:
+    def __init__(
+        self,
+        kill: tuple[Step, int] | None,
+        stop: tuple[Step, int] | None,
+        counters: Path | None,
+        armed: Path | None = None,
+    ) -> None:
         self._reached = dict.fromkeys(Step, 0)
         self._kill = kill
         self._stop = stop
         self._map = _map(counters) if counters is not None else None
+        self._armed = _map(armed) if armed is not None else None
 
     def reached(self, step: Step) -> None:
         count = self._reached[step] + 1
@@ -42,18 +52,29 @@ class RealSteps:
             os.kill(os.getpid(), signal.SIGKILL)
         if (step, count) == self._stop:
             os.kill(os.getpid(), signal.SIGSTOP)
+        if self._armed is not None and (armed := COUNTER.unpack_from(self._armed, INDEX[step] * COUNTER.size)[0]):
+            COUNTER.pack_into(self._armed, INDEX[step] * COUNTER.size, 0)
+            os.kill(os.getpid(), armed)
 
 
 def steps_from(environ: Mapping[str, str]) -> Steps:
     """What SEMEL_KILL, SEMEL_STOP and SEMEL_STEPS ask for; nothing (and no cost) when none is set."""
-    kill, stop, counters = (environ.get(name) for name in ("SEMEL_KILL", "SEMEL_STOP", "SEMEL_STEPS"))
-    if not (kill or stop or counters):
+    names = ("SEMEL_KILL", "SEMEL_STOP", "SEMEL_STEPS", "SEMEL_ARM")
+    kill, stop, counters, armed = (environ.get(name) for name in names)
+    if not (kill or stop or counters or armed):
         return NoSteps()
     return RealSteps(
         _parse("SEMEL_KILL", kill) if kill else None,
         _parse("SEMEL_STOP", stop) if stop else None,
         Path(counters) if counters else None,
+        Path(armed) if armed else None,
     )
+
+
+def arm(path: Path, step: Step, signal_number: int) -> None:
+    """The process that runs with SEMEL_ARM=path gets the signal when it next reaches the step. 0 takes it back."""
+    with contextlib.closing(_map(path)) as armed:
+        COUNTER.pack_into(armed, INDEX[step] * COUNTER.size, signal_number)
 
 
 def read_counters(path: Path) -> dict[Step, int]:
