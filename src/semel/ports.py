@@ -289,6 +289,39 @@ class Log(Protocol):
         ...
 
 
+# --- Store: where a task keeps its state between commits ----------------------------------------------------------
+
+
+class Store(Protocol):
+    """One state of one task: keys and values as bytes, and a mark that is written with them, in one atomic batch.
+
+    The changelog is the truth, a store is a copy that may be behind it: it may lose its latest batches, but a batch
+    and its mark are there together or not at all. Used by one thread, by one task at a time.
+    """
+
+    def get(self, key: bytes) -> bytes | None: ...
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Everything, sorted by key."""
+        ...
+
+    def write(self, changes: Mapping[bytes, bytes | None], mark: bytes) -> None:
+        """The changes (None deletes) and the mark, atomically."""
+        ...
+
+    def mark(self) -> bytes | None:
+        """The mark of the last batch that is there; None when the store is new or was cleared."""
+        ...
+
+    def clear(self) -> None:
+        """Empties it, the mark included."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Stores = Callable[[str, int], Store]  # state name, partition -> its store, created if missing
+
+
 # --- Sink: where records leave the log ---------------------------------------------------------------------------
 
 V_contra = TypeVar("V_contra", contravariant=True)
