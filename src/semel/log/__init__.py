@@ -1,4 +1,26 @@
-"""What is durable: one journal as the truth, segments as its projection, and what partitions know of producers."""
+"""What is durable: one journal as the truth, segments as its projection, and what partitions know of producers.
+
+Start, in this order:
+
+    folder = Folder.open(disk)                  # FolderError: another format
+    journal = Journal.open(folder.disk)         # partitions too are opened on folder.disk: it holds the reserve
+    for entry in journal.replay(): apply(entry.meta, entry.payload, entry.position)     # to the end: then all is synced
+    for partition in partitions: partition.durable(journal.synced)
+    folder.recovered()                          # 0: the disk is full
+
+Running: `append` and `Partition.apply` per record, `write` once per round, `sync` in any one thread, `durable` with what
+it returned. A replayed checkpoint record calls `Partition.restore(folder.disk, snapshot)`.
+
+Checkpoint, when `journal.bytes_since_checkpoint` is large:
+
+    for partition in partitions: partition.sync()       # in the syncing thread first, then again here: it is then short
+    journal.checkpoint([(meta, b""), ...])              # broker records, and a Partition.checkpoint() for each partition
+    journal.drop_before(journal.checkpoint_position)
+    for partition in partitions: partition.durable(journal.synced); partition.sweep()
+    folder.sweep((partition.topic_id, partition.index) for partition in partitions)     # removes deleted topics' files
+
+Files of a deleted topic are left alone until that sweep: until a checkpoint, a crash may bring the topic back.
+"""
 
 from __future__ import annotations
 
