@@ -1,0 +1,260 @@
+"""The rules: each looks at one path and says how much it allows, why, where that was learnt, and what would raise it.
+
+A rule is data and code side by side. It sees the facts of a path (the nodes it runs through, the sink's contract, the
+mode, the log) and answers with a `Finding` or with None, when it has nothing to say. The path's guarantee is what all
+findings together allow (`combined`). A rule that cannot tell from the facts says *unknown*, never *yes* (law 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from semel.contract import AtMostOnce, Atomicity, Contract, Fence, Guarantee, Identity, Mode, Resolution
+from semel.streams.graph import Fold, Node, Read, Repartition, Write
+
+G = Guarantee
+
+
+class LogKind(StrEnum):
+    """What the app runs on, as far as its URL tells. `kafka://` may be `semel broker` or Apache Kafka."""
+
+    EMBEDDED = "embedded"
+    KAFKA = "kafka"
+    UNTOLD = "untold"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One path: from `read` through `through` to `write`."""
+
+    read: Read
+    through: tuple[Node, ...]
+    write: Write
+    contract: Contract | None  # None: the end is a topic of the same log
+    mode: Mode
+    log: LogKind
+    durability: str  # "fsync", "os" or "" where nobody said
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`allows` None: the rule lowers nothing, the reason is worth knowing all the same."""
+
+    allows: Guarantee | None
+    reason: str
+    raises: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    look: Callable[[Facts], Finding | None]
+    source: str
+
+
+def combined(findings: Sequence[Finding]) -> Guarantee:
+    """What all findings together allow. What may lose and may also repeat is none of the named guarantees: unknown."""
+    allowed = {finding.allows for finding in findings if finding.allows is not None}
+    if {G.AT_LEAST_ONCE, G.AT_MOST_ONCE} <= allowed:
+        return G.UNKNOWN
+    return min(allowed, key=lambda guarantee: guarantee.rank, default=G.UNKNOWN)
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+# --- the modes ---------------------------------------------------------------------------------------------------
+
+
+def exactly_once_mode(f: Facts) -> Finding | None:
+    if f.mode is not Mode.EXACTLY_ONCE:
+        return None
+    what = "outputs" if not [n for n in f.through if isinstance(n, Fold)] else "outputs, state"
+    return Finding(G.EXACTLY_ONCE, f"{what} and the offset of {f.read.topic.name} commit in one transaction of the log")
+
+
+def at_least_once_mode(f: Facts) -> Finding | None:
+    if f.mode is not Mode.AT_LEAST_ONCE:
+        return None
+    return Finding(
+        G.AT_LEAST_ONCE,
+        "the mode: outputs are written first, then the offset; a crash between the two writes them again",
+        "--mode exactly-once",
+    )
+
+
+def at_most_once_mode(f: Facts) -> Finding | None:
+    if f.mode is not Mode.AT_MOST_ONCE:
+        return None
+    return Finding(
+        G.AT_MOST_ONCE,
+        "the mode: the offset is committed first, then the outputs are written; a crash between the two loses them",
+        "--mode exactly-once",
+    )
+
+
+def folds_do_not_forget(f: Facts) -> Finding | None:
+    """A label speaks of records; what is folded twice or not at all makes every later value wrong."""
+    states = [node for node in f.through if isinstance(node, Fold)]
+    if not states or f.mode is Mode.EXACTLY_ONCE:
+        return None
+    names = listed([f"{s.name} ({s.place})" for s in states])
+    how = "counted twice" if f.mode is Mode.AT_LEAST_ONCE else "not counted"
+    return Finding(
+        None, f"a record {how} stays in the state {names}: values can be wrong, not only repeated or missing"
+    )
+
+
+def through_a_repartition(f: Facts) -> Finding | None:
+    topics = [node.topic for node in f.through if isinstance(node, Repartition)]
+    if not topics:
+        return None
+    if f.mode is Mode.EXACTLY_ONCE:
+        return Finding(None, f"through {listed(topics)}, written in one transaction and read committed in the next")
+    return Finding(None, f"through {listed(topics)}: each hop can repeat or lose once more")
+
+
+# --- the sinks ---------------------------------------------------------------------------------------------------
+
+
+def what_the_contract_says(f: Facts) -> Finding | None:
+    c = f.contract
+    if c is None:
+        return None
+    if c.guarantee in (G.EXACTLY_ONCE, G.EFFECTIVELY_ONCE):
+        return Finding(c.guarantee, f"{c.name}: {_held_by(c)}")
+    if c.guarantee is G.UNKNOWN:
+        return Finding(
+            G.UNKNOWN,
+            f"{c.name}: this contract says nothing about repeats or losses",
+            "a sink whose contract says how a repeated write is recognised",
+        )
+    return Finding(
+        c.guarantee,
+        f"{c.name}: {'repeats' if c.guarantee is G.AT_LEAST_ONCE else 'losses'} are not kept out by this sink",
+        "a sink that keeps the position beside the rows (Postgres, SQLite)",
+    )
+
+
+def _held_by(c: Contract) -> str:
+    held = []
+    if c.remembers_position:
+        held.append("rows and position in one transaction of the sink")
+    elif c.identity is not Identity.NONE:
+        held.append(f"a repeated write is recognised by {c.identity}")
+    if c.fence is not Fence.NONE:
+        held.append(f"fenced by: {c.fence}")
+    return "; ".join(held) or c.name
+
+
+def what_the_contract_lacks(f: Facts) -> Finding | None:
+    """A label is not trusted: a contract whose parts cannot carry it is lowered to what they carry."""
+    c = f.contract
+    if c is None or c.guarantee.rank <= G.AT_LEAST_ONCE.rank:
+        return None
+    lacks = []
+    if c.identity is Identity.NONE and not c.remembers_position:
+        lacks.append("nothing recognises a repeated write")
+    if c.fence is Fence.NONE:
+        lacks.append("nothing stops a superseded owner")
+    if c.resolution is Resolution.NONE:
+        lacks.append("an unknown outcome stays unknown")
+    if c.remembers_position and c.atomicity is not Atomicity.BATCH:
+        lacks.append("rows and position are not visible together")
+    if not lacks:
+        return None
+    return Finding(G.AT_LEAST_ONCE, f"{c.name} claims {c.guarantee}, but {'; '.join(lacks)}", "another sink")
+
+
+def what_was_accepted(f: Facts) -> Finding | None:
+    accept = f.write.accept
+    if accept is None:
+        return None
+    allows = G.AT_MOST_ONCE if isinstance(accept, AtMostOnce) else G.AT_LEAST_ONCE
+    return Finding(allows, f'accepted at {f.write.place}: {allows}, "{accept.reason}"', "")
+
+
+def behind_an_outbox(f: Facts) -> Finding | None:
+    if f.contract is None:
+        return None
+    sink = f.write.sink
+    key = sink.key if sink is not None else None
+    how = f"partitioned by {listed(key)}" if key else "in the order of its partitions"
+    return Finding(None, f"the sink sees committed records only: it is fed from {f.write.outbox}, {how}")
+
+
+def at_the_sinks_own_crash(f: Facts) -> Finding | None:
+    if f.contract is None or not f.contract.durability:
+        return None
+    return Finding(None, f"what it acknowledged survives its own crash with {f.contract.durability}")
+
+
+# --- the log -----------------------------------------------------------------------------------------------------
+
+
+def durability_os(f: Facts) -> Finding | None:
+    if f.durability != "os":
+        return None
+    behind = (
+        "; the delivery then finds its position beyond the log, stops and says so"
+        if f.contract is not None and f.contract.remembers_position
+        else ""
+    )
+    return Finding(
+        None,
+        f"durability=os: a power cut can lose or tear what was acknowledged (kill -9 cannot){behind}",
+        "durability=fsync",
+    )
+
+
+def dead_letters(f: Facts) -> Finding | None:
+    if f.read.topic.on_error != "dead-letter":
+        return None
+    return Finding(None, f"records of {f.read.topic.name} that cannot be decoded go to the dead letters instead")
+
+
+RULES = (
+    Rule("mode: exactly-once", exactly_once_mode, "KIP-98, KIP-447"),
+    Rule("mode: at-least-once", at_least_once_mode, "DESIGN §5"),
+    Rule("mode: at-most-once", at_most_once_mode, "DESIGN §5"),
+    Rule("folds do not forget", folds_do_not_forget, "DESIGN §2, law 6"),
+    Rule("repartition", through_a_repartition, "DESIGN §5"),
+    Rule("contract", what_the_contract_says, "DESIGN, Leaving Kafka"),
+    Rule("contract without its parts", what_the_contract_lacks, "FAULTS S1, S8, S10"),
+    Rule("accepted", what_was_accepted, "DESIGN §5"),
+    Rule("outbox", behind_an_outbox, "FAULTS P5, S15"),
+    Rule("the sink's own crash", at_the_sinks_own_crash, "FAULTS S13"),
+    Rule("durability=os", durability_os, "DESIGN §4; FAULTS B25, S12"),
+    Rule("dead letters", dead_letters, "FAULTS S11"),
+)
+
+
+# --- boundaries and notes of the whole app -----------------------------------------------------------------------
+
+# What no transaction can take back. Always named, whatever the guarantee.
+BOUNDARIES = (
+    "resetting the group's offsets, or deleting them (Kafka expires those of a group that was away for 7 days)",
+    "restoring the log or a sink from a backup: one then knows less than the other",
+    "editing a sink's rows, or semel's position beside them",
+    "what your functions do besides returning a value (calls, files, prints): it happens again with every retry",
+)
+
+ON_KAFKA = (
+    "retention or compaction of a source topic before it was read",
+    "a Kafka restored from a backup may use its epochs again: a position could then name other records",
+)
+
+# To the word in DESIGN §5; FAULTS B1, P14, P12.
+KAFKA_V1 = (
+    "Kafka, transaction V1: a late EndTxn is fenced after every connection loss that librdkafka reports; one it does "
+    "not report could tear a transaction silently; V2 removes this. `semel broker` closes it by itself."
+)
+KAFKA_SYNC = (
+    "Apache Kafka does not sync what it acknowledges: one broker keeps it over kill -9, not over a power cut; "
+    "replicas (acks=all, min.insync.replicas=2) or log.flush.interval.messages=1 do."
+)
+EMBEDDED_NOTE = "embedded: the folder is locked, so there is one owner; on it no other process reads or writes."
+UNTOLD_NOTE = "No log was named: give --on URL to hear what its kind adds."
