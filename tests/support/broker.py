@@ -49,7 +49,7 @@ class BrokerProcess:
         self.env = dict(env or {})
         self.settings = list(settings)
         self.process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         if start:
             self.start()
 
@@ -71,7 +71,7 @@ class BrokerProcess:
     def start(self, env: Mapping[str, str] | None = None) -> BrokerProcess:
         """Starts it, and returns when it serves. `env` is for this start only."""
         assert self.process is None, "it is running"
-        command = [sys.executable, "-m", "semel", "broker", str(self.folder)]
+        command = [sys.executable, "-m", "semel.cli.main", "broker", str(self.folder)]
         command += ["--listen", self.address, "--durability", self.durability]
         for setting in self.settings:
             command += ["--set", setting]

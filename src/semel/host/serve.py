@@ -1,0 +1,84 @@
+"""From a folder and an address to a broker that serves: lock, recovery, server, and the way back.
+
+Invariant: the folder is locked before anything in it is read, until the process ends or `serve` returns; nobody is
+served before recovery is synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from semel.broker.config import Config
+from semel.broker.node import Node
+from semel.errors import SemelError, UsageError
+from semel.host.disk import Disk
+from semel.host.lock import FolderLock
+from semel.host.server import Server, clock
+from semel.host.steps import steps_from
+
+logger = logging.getLogger("semel.broker")
+
+
+def serve(folder: Path, listen: str, advertise: str | None, durability: str, settings: Sequence[str]) -> None:
+    """Returns after SIGTERM or SIGINT. UsageError for what was asked wrongly, SemelError for what went wrong."""
+    host, port = parse_address(listen, "--listen")
+    advertised = parse_address(advertise, "--advertise") if advertise is not None else None
+    config = Config.parse([*settings, f"durability={durability}"])
+    _log_to_stderr()
+    lock = FolderLock.take(_made(folder))
+    try:
+        started = time.monotonic()
+        now_ms = clock()
+        try:
+            node = Node(
+                Disk(folder), config, now_ms=now_ms(), steps=steps_from(os.environ), random=random.SystemRandom()
+            )
+        except OSError as error:
+            raise SemelError(
+                f"{folder}: recovery failed: {error.strerror or error}. Nothing was served and nothing that was "
+                f"acknowledged is lost. Mend that (space, rights, the disk), then start again."
+            ) from None
+        logger.info("%s recovered in %.2f s, durability=%s", folder, time.monotonic() - started, config.durability)
+
+        def ready(host: str, port: int) -> None:
+            node.address = advertised or (host, port)
+            print(f"ready {host}:{port}", flush=True)
+
+        asyncio.run(Server(node, folder, now_ms).run(host, port, ready))
+        node.close()
+        logger.info("stopped")
+    finally:
+        lock.release()
+
+
+def parse_address(text: str, option: str) -> tuple[str, int]:
+    """HOST:PORT, with [HOST] for IPv6."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{option} {text}: write HOST:PORT, for example 127.0.0.1:9092 (port 0: any free one).")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{folder} is a file, not a folder. Give a folder for the log.") from None
+    except OSError as error:
+        raise SemelError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
+    return folder
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("semel")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
