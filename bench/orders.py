@@ -1,4 +1,4 @@
-"""The orders of the processors' benchmark: about 186 bytes of JSON, seeded, so that every run and peer gets the same."""
+"""The orders of the processors' benchmark: about 186 bytes of JSON, seeded: every run and peer gets the same."""
 
 from __future__ import annotations
 

@@ -38,7 +38,6 @@ class Server:
         began = time.perf_counter()
         if kind.startswith("semel"):
             self._semel: BrokerProcess | None = BrokerProcess(self.folder / "data", durability=kind.split("-")[1])
-            self._semel.start()
             self.address, self.pid = self._semel.address, self._semel.pid
             self.start_s = time.perf_counter() - began
         else:

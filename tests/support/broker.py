@@ -41,6 +41,7 @@ class BrokerProcess:
         durability: str = "fsync",
         env: Mapping[str, str] | None = None,
         settings: Sequence[str] = (),
+        advertise: str | None = None,
         start: bool = True,
     ) -> None:
         self.folder = Path(folder)
@@ -48,6 +49,7 @@ class BrokerProcess:
         self.durability = durability
         self.env = dict(env or {})
         self.settings = list(settings)
+        self.advertise = advertise
         self.process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         if start:
@@ -73,6 +75,8 @@ class BrokerProcess:
         assert self.process is None, "it is running"
         command = [sys.executable, "-m", "semel.cli.main", "broker", str(self.folder)]
         command += ["--listen", self.address, "--durability", self.durability]
+        if self.advertise is not None:
+            command += ["--advertise", self.advertise]
         for setting in self.settings:
             command += ["--set", setting]
         environ = {**os.environ, **self.env, **(env or {})}
