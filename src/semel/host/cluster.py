@@ -251,8 +251,15 @@ class ClusterLog:
                 wanted.pop(name, None)
 
         self._ask(f"create {', '.join(wanted)}", created)
-        # A topic can be used once its partitions have leaders everywhere; asking for its end waits for that.
-        self.ends([TopicPartition(topic.name, p) for topic in topics for p in range(topic.partitions)])
+
+        # A topic can be used once its partitions have leaders; asking for their ends waits for that.
+        def known(timeout_s: float) -> list[TopicPartition]:
+            found = self._admin.list_topics(timeout=timeout_s).topics
+            if missing := [topic.name for topic in topics if topic.name not in found]:
+                raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"{missing[0]}: not there yet"))
+            return [TopicPartition(topic.name, p) for topic in topics for p in found[topic.name].partitions]
+
+        self.ends(self._ask("list topics", known))
 
     # --- positions ---
 
