@@ -45,7 +45,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "__init__": (CORE | {"app"}, set()),
 }
 # What single files may import beyond their room: a system's sink its client, the app its host (inside `run` only).
-GUESTS: dict[str, set[str]] = {"sinks/postgres.py": {"psycopg"}, "app.py": {"semel.host"}}
+GUESTS: dict[str, set[str]] = {"sinks/postgres_connection.py": {"psycopg"}, "app.py": {"semel.host"}}
 
 # The core gets its time, its dice and its bytes as arguments.
 WORLD = {

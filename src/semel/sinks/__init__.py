@@ -1,0 +1,6 @@
+"""Where records leave the log. Each sink states its contract in its type."""
+
+from semel.sinks.postgres import Postgres
+from semel.sinks.sqlite import SQLite
+
+__all__ = ["Postgres", "SQLite"]

@@ -114,34 +114,26 @@ def _column_type(info: inspect.Type) -> tuple[ColumnType, bool]:
 # --- from JSON to what a database driver takes ---------------------------------------------------------------------
 
 
-def misfit(column: ColumnType, value: object) -> str:
-    """Why a decoded JSON value is none for this column; "" when it is one. A database would convert some of
-    these silently, and then hold something else than what was committed."""
-    match column, value:
-        case (ColumnType.JSON, _) | (_, None):
-            return ""
-        case ColumnType.BOOLEAN, bool():
-            return ""
-        case (_, bool()) | (ColumnType.BOOLEAN, _):
-            pass
-        case ColumnType.INTEGER, int():
-            return ""
-        case ColumnType.FLOAT, int() | float():
-            return ""
-        case ColumnType.DECIMAL, int() | float() | str():
-            return ""
-        case (
-            ColumnType.TEXT
-            | ColumnType.TIMESTAMP
-            | ColumnType.DATE
-            | ColumnType.TIME
-            | ColumnType.DURATION
-            | ColumnType.UUID
-            | ColumnType.BYTES,
-            str(),
-        ):
-            return ""
-    return f"it holds {column}, the value is {value!r:.60}"
+# A database would convert some other values silently, and then hold something else than what was committed.
+FITS: Mapping[ColumnType, frozenset[type]] = {
+    ColumnType.INTEGER: frozenset((int,)),
+    ColumnType.FLOAT: frozenset((int, float)),
+    ColumnType.DECIMAL: frozenset((int, float, str)),
+    ColumnType.BOOLEAN: frozenset((bool,)),
+    ColumnType.JSON: frozenset((bool, int, float, str, list, dict)),
+    **dict.fromkeys(
+        (
+            ColumnType.TEXT,
+            ColumnType.TIMESTAMP,
+            ColumnType.DATE,
+            ColumnType.TIME,
+            ColumnType.DURATION,
+            ColumnType.UUID,
+            ColumnType.BYTES,
+        ),
+        frozenset((str,)),
+    ),
+}
 
 
 def canonical(column: ColumnType, value: Any) -> object:

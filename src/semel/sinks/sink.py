@@ -81,6 +81,16 @@ def encode_key(fields: tuple[str, ...], value: object) -> bytes:
     return encode_parts(fields, [_field(value, field) for field in fields])
 
 
+def encode_deleted(fields: tuple[str, ...] | None, key: object, where: str) -> bytes:
+    """The sink key of a delete, whose value cannot tell it: the stream's key is the sink's, field by field."""
+    if fields is None:
+        raise SinkError(f"{where}: a value None deletes a row, but the sink was declared without key=.")
+    parts = key if isinstance(key, tuple | list) else (key,)
+    if len(parts) != len(fields):
+        raise SinkError(f"{where}: a delete for the key {key!r} does not say the fields {', '.join(fields)}.")
+    return encode_parts(fields, parts)
+
+
 def _field(value: object, field: str) -> object:
     if isinstance(value, dict):
         if field in value:

@@ -1,0 +1,74 @@
+"""The control table that lies beside a transactional sink's rows: who owns each delivery, and how far it is.
+
+Invariant: its row changes only in the sink's own transactions, a batch together with its rows, and only under the
+epoch that the writer claimed, from the position that the writer started at. `position` is the offset of the outbox
+to deliver next. A row is never reset by us: what does not fit the log is Diverged.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from semel.contract import Atomicity, Contract, DeliveryId, Fence, Guarantee, Identity, LogIdentity, Resolution
+from semel.sinks.sink import Diverged
+
+TABLE = "semel_positions"
+
+
+def transactional(durability: str) -> Contract:
+    """The contract of a sink whose position lies in the same transaction as its rows."""
+    return Contract(
+        name="Transactional",
+        guarantee=Guarantee.EXACTLY_ONCE,
+        identity=Identity.OFFSET,
+        atomicity=Atomicity.BATCH,
+        remembers_position=True,
+        fence=Fence.EPOCH_IN_TRANSACTION,
+        resolution=Resolution.READ_POSITION_AFTER_CLAIM,
+        durability=durability,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What one row of the table says of the log that its position is a position in."""
+
+    partition: int
+    topic_id: str
+    partitions: int
+
+
+def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str, table: str) -> None:
+    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count."""
+    for row in stored:
+        if row.topic_id != log.topic_id:
+            what = (
+                f"the outbox was re-created: its topic id is {log.topic_id or 'not told by this log'}, the positions "
+                f"at the sink are of {row.topic_id or 'a log that told none'}"
+            )
+        elif row.partitions != log.partitions:
+            what = f"the outbox has {log.partitions} partitions, the positions at the sink are of {row.partitions}"
+        else:
+            continue
+        raise Diverged(
+            f"{where}: {what} (partition {row.partition}). Offsets of the one mean nothing in the other, so nothing "
+            f"was delivered. Either put the former log back, or {fresh_start(delivery, log, table)}"
+        )
+
+
+def fresh_start(delivery: DeliveryId, log: LogIdentity, table: str) -> str:
+    """The other choice, as a statement that a person may run once it is understood."""
+    return (
+        "deliver this log from its start, which writes again whatever of it the table already holds: "
+        f"UPDATE {table} SET incarnation = incarnation + 1, epoch = epoch + 1, position = 0, run = '', "
+        f"topic_id = '{log.topic_id}', partitions = {log.partitions} "
+        f"WHERE app = '{delivery.app}' AND sink = '{delivery.sink}';"
+    )
+
+
+def here() -> str:
+    """This process, for whoever waits for it."""
+    return f"pid {os.getpid()} on {socket.gethostname()}"

@@ -1,0 +1,108 @@
+"""A batch of outbox records as parameters of a database driver: reduced to the last one per key, in column order.
+
+Invariant: the key columns of a row are written from the record's key, not from its value, so what one key is has one
+definition (`encode_key`), for writes and deletes alike. A record that does not fit is refused by its offset, before
+the database sees any of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from semel.contract import Row
+from semel.sinks.columns import FITS, Column, decode
+from semel.sinks.sink import RowRefused
+
+Convert = Callable[[Any], object]
+Parameters = tuple[object, ...]
+
+_parts = msgspec.json.Decoder(list[Any]).decode
+
+
+class Upsert(NamedTuple):
+    offset: int
+    values: Parameters  # in the order of the columns
+
+
+class Delete(NamedTuple):
+    offset: int
+    key: Parameters  # in the order of the key fields
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How records become rows of one table."""
+
+    columns: Sequence[Column]
+    converts: Sequence[Convert]  # per column, for values that are not None
+    key: tuple[str, ...] | None
+    where: str
+
+    @property
+    def key_places(self) -> tuple[int, ...]:
+        names = [column.name for column in self.columns]
+        return tuple(names.index(name) for name in self.key or ())
+
+
+def split(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]]:
+    """The writes and the deletes of a batch, each key at most once when there is a key: its last record decides."""
+    if shape.key is not None:
+        rows = list({row.key: row for row in rows}.values())
+    upserts: list[Upsert] = []
+    deletes: list[Delete] = []
+    names = frozenset(column.name for column in shape.columns)
+    layout = [(c.name, FITS[c.type], convert, c) for c, convert in zip(shape.columns, shape.converts, strict=True)]
+    places = shape.key_places
+    for row in rows:
+        if row.value is None:
+            deletes.append(Delete(row.offset, _key(shape, row)))
+            continue
+        try:
+            fields = decode(row.value)
+        except msgspec.DecodeError as why:
+            raise RowRefused(f"it is not a JSON object ({why})", row.offset) from None
+        if not fields.keys() <= names:
+            extra = sorted(fields.keys() - names)
+            raise RowRefused(f"it has the field {extra[0]!r}, which the table has no column for", row.offset)
+        values: list[object] = []
+        for name, fits, convert, column in layout:
+            value = fields.get(name)
+            if value is None:
+                values.append(None)
+            elif type(value) not in fits:
+                raise RowRefused(f"column {name!r} holds {column.type}, its value is {value!r:.60}", row.offset)
+            else:
+                values.append(_converted(convert, value, name, row.offset))
+        if shape.key is not None:
+            for place, part in zip(places, _key(shape, row), strict=True):
+                values[place] = part
+        upserts.append(Upsert(row.offset, tuple(values)))
+    return upserts, deletes
+
+
+def _key(shape: Shape, row: Row) -> Parameters:
+    if shape.key is None or row.key is None:
+        raise RowRefused(
+            "it has no value, which deletes a row, but "
+            + ("the sink was declared without key=" if shape.key is None else "it has no key either"),
+            row.offset,
+        )
+    parts = _parts(row.key)
+    if len(parts) != len(shape.key):
+        raise RowRefused(f"its key has {len(parts)} parts, the sink's has {len(shape.key)}", row.offset)
+    converts = [shape.converts[place] for place in shape.key_places]
+    return tuple(
+        _converted(convert, part, name, row.offset)
+        for convert, part, name in zip(converts, parts, shape.key, strict=True)
+    )
+
+
+def _converted(convert: Convert, value: object, name: str, offset: int) -> object:
+    try:
+        return convert(value)
+    except (ValueError, TypeError, OverflowError) as why:
+        raise RowRefused(f"column {name!r} cannot hold {value!r:.60}: {why}", offset) from None
