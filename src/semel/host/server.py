@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semel.broker.config import OS
 from semel.broker.events import ConnectionClosed, Event, Reply, Request, Tick
 from semel.errors import SemelError
 from semel.host.connection import Connection, factory
@@ -89,7 +90,12 @@ class Server:
         assert self._stopping is not None
         if self._stopping.is_set():
             os._exit(128 + number)  # asked twice: at once
-        logger.info("stopping (%s); a second signal ends it at once", signal.Signals(number).name)
+        self.stop(f"{signal.Signals(number).name}; a second signal ends it at once")
+
+    def stop(self, reason: str) -> None:
+        """Ends `run` in good order."""
+        assert self._stopping is not None
+        logger.info("stopping (%s)", reason)
         self._stopping.set()
 
     async def _wind_down(self) -> None:
@@ -176,20 +182,33 @@ class Server:
         if self._failure is not None:
             return
         try:
-            self._deliver(self._node.write(self._now_ms()))
+            self._make_durable()
         except Exception as error:
             self._fail(error)
             return
         touched, self._touched = self._touched, set()
         for connection in touched:
             connection.flush()
-        if self._node.unsynced:
-            if self._syncing is None:
-                self._syncing = self._thread.submit(self._node.sync)
-                self._syncing.add_done_callback(self._sync_over)
-        elif self._syncing is None:
-            self._idle()
         self._arm()
+
+    def _make_durable(self) -> None:
+        """Writes what was appended; then starts a sync, or a checkpoint, when none runs."""
+        assert self._stopping is not None and self._quiet is not None
+        node = self._node
+        if node.unsynced:
+            node.write()
+        if self._syncing is not None:
+            return
+        if node.checkpoint_due:
+            self._deliver(node.checkpoint(self._now_ms()))  # makes everything durable that was written
+        elif node.unsynced and node.config.durability == OS:
+            self._deliver(node.synced(node.sync(), self._now_ms()))  # written is durable: nothing to wait for
+        elif node.unsynced:
+            self._syncing = self._thread.submit(node.sync)
+            self._syncing.add_done_callback(self._sync_over)
+        if self._stopping.is_set() and not self._quiet.is_set() and self._syncing is None:
+            self._deliver(node.checkpoint(self._now_ms()))
+            self._quiet.set()
 
     def _sync_over(self, done: Future[int]) -> None:
         """In the sync thread."""
@@ -206,18 +225,6 @@ class Server:
             self._fail(error)
             return
         self._turn()
-
-    def _idle(self) -> None:
-        """Nothing is unsynced and no sync runs."""
-        assert self._stopping is not None and self._quiet is not None
-        try:
-            if self._node.checkpoint_due or self._stopping.is_set():
-                self._node.checkpoint()
-        except Exception as error:
-            self._fail(error)
-            return
-        if self._stopping.is_set():
-            self._quiet.set()
 
     def _arm(self) -> None:
         """One timer, for the next moment at which the node wants to be woken."""
