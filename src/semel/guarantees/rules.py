@@ -256,5 +256,5 @@ KAFKA_SYNC = (
     "Apache Kafka does not sync what it acknowledges: one broker keeps it over kill -9, not over a power cut; "
     "replicas (acks=all, min.insync.replicas=2) or log.flush.interval.messages=1 do."
 )
-EMBEDDED_NOTE = "embedded: the folder is locked, so there is one owner; on it no other process reads or writes."
+EMBEDDED_NOTE = "embedded: the folder is locked, so the log has one owner; no other process reads or writes it meanwhile."
 UNTOLD_NOTE = "No log was named: give --on URL to hear what its kind adds."
