@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from semel.errors import SemelError
+from semel.log.snapshot import PartitionSnapshot
 
 
 class TxnState(IntEnum):
@@ -92,14 +93,21 @@ class StartOffset(_Durable, frozen=True, tag="start"):
 
 
 class PartitionState(_Durable, frozen=True, tag="partition"):
-    """Checkpoint only: what the log room needs to stand where it stood; the payload is its own."""
+    """Checkpoint only: the partition without its bytes, which its segments hold."""
 
     topic: int
     partition: int
+    snapshot: PartitionSnapshot
 
 
 class ProducerIds(_Durable, frozen=True, tag="pids"):
     """Ids below `next` have been given out."""
+
+    next: int
+
+
+class TopicNumbers(_Durable, frozen=True, tag="numbers"):
+    """Checkpoint only: topic numbers below `next` have been given out, some to topics that are gone."""
 
     next: int
 
@@ -137,10 +145,6 @@ class GroupState(_Durable, frozen=True, tag="group"):
     pending: tuple[tuple[int, str, int, int, bytes], ...]  # producer id, then the same
 
 
-class CheckpointEnd(_Durable, frozen=True, tag="end"):
-    """The checkpoint before this record is complete."""
-
-
 Record = (
     Run
     | TopicCreated
@@ -150,10 +154,10 @@ Record = (
     | StartOffset
     | PartitionState
     | ProducerIds
+    | TopicNumbers
     | Transaction
     | GroupGeneration
     | GroupState
-    | CheckpointEnd
 )
 
 
@@ -162,7 +166,7 @@ class UnknownRecord(SemelError):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Record)
+_decoder: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
 
 encode = _encoder.encode
 

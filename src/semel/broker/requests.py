@@ -14,6 +14,7 @@ from uuid import UUID
 from semel.ports import Buffer
 
 NO_TIME = timedelta(milliseconds=-1)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 # --- produce (to version 11) ------------------------------------------------------------
@@ -435,3 +436,8 @@ class DescribeProducersRequest:
 class ApiVersionsRequest:
     client_software_name: str = ""
     client_software_version: str = ""
+
+
+def milliseconds(duration: timedelta | int) -> int:
+    """Times in requests are durations, as kio has them; inside, all times are whole milliseconds."""
+    return duration if isinstance(duration, int) else duration // _MILLISECOND

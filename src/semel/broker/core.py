@@ -1,0 +1,96 @@
+"""The broker's core: `step` decides, `apply` changes, nothing here performs.
+
+A handler reads the state and returns records and replies; the driver (`node`) appends the records to the journal and
+applies them at once, so that the next handler sees them. Volatile state (waiting fetches, members' sessions, accept
+numbers) lies beside the durable one, dies with the process, and decides nothing durable without a record.
+Invariant: two brokers that applied the same records have the same durable state, whatever requests they met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from semel.broker import admin, configs, fetch, positions, produce, topics
+from semel.broker.config import Config
+from semel.broker.events import NOTHING, ConnectionClosed, Event, Ready, Request
+from semel.broker.messages import FetchLeaderIdAndEpoch, ProduceLeaderIdAndEpoch
+from semel.broker.records import Record
+from semel.broker.state import State
+from semel.ports import Buffer, Disk, Random
+
+Handler = Callable[["Broker", Request, int], Ready]
+
+
+class Broker:
+    """Driven by `node.Node` alone."""
+
+    def __init__(self, disk: Disk, config: Config, dice: Random) -> None:
+        self.config = config
+        self.dice = dice
+        self.state = State(disk, config.offsets_topic_num_partitions, config.log_segment_bytes)
+        self.durable_position = 0
+        # What clients are told to connect to; the host knows it once it listens.
+        self.host = "127.0.0.1"
+        self.port = 0
+        # Volatile.
+        self.waits = fetch.Waits()
+        self.produce_leader = ProduceLeaderIdAndEpoch()
+        self.fetch_leader = FetchLeaderIdAndEpoch()
+
+    def started(self) -> None:
+        """The state is what the journal holds, and this run's record is in it."""
+        self.produce_leader = ProduceLeaderIdAndEpoch(self.config.node_id, self.state.run)
+        self.fetch_leader = FetchLeaderIdAndEpoch(self.config.node_id, self.state.run)
+
+    def step(self, event: Event, now_ms: int) -> Ready:
+        """What the event leads to. Nothing durable has changed when this returns."""
+        if isinstance(event, Request):
+            return HANDLERS[event.api_key](self, event, now_ms)
+        if isinstance(event, ConnectionClosed):
+            fetch.closed(self, event.connection)
+            return NOTHING
+        return self._tick(now_ms)
+
+    def apply(self, record: Record, payload: Buffer, position: int) -> None:
+        """The only mutator of the durable state. `position`: the journal's after the record."""
+        self.state.apply(record, payload, position)
+
+    def durable(self, position: int, now_ms: int) -> Ready:
+        """The journal is durable up to here: marks advance, who waited for them is answered."""
+        self.durable_position = position
+        moved = self.state.durable(position)
+        if not moved:
+            return NOTHING
+        replies = fetch.moved(self, moved)
+        return Ready((), replies) if replies else NOTHING
+
+    @property
+    def wake_at_ms(self) -> int | None:
+        """When the next Tick is due; None: nothing waits for the clock."""
+        due = [at for at in (self.waits.next_ms,) if at is not None]
+        return min(due, default=None)
+
+    def _tick(self, now_ms: int) -> Ready:
+        replies = fetch.expired(self, now_ms)
+        return Ready((), replies)
+
+
+HANDLERS: Final[dict[int, Handler]] = {
+    0: produce.produce,
+    1: fetch.fetch,
+    2: positions.list_offsets,
+    3: topics.metadata,
+    10: admin.find_coordinator,
+    19: topics.create_topics,
+    20: topics.delete_topics,
+    21: topics.delete_records,
+    23: positions.offset_for_leader_epoch,
+    32: configs.describe_configs,
+    33: configs.alter_configs,
+    35: admin.describe_log_dirs,
+    37: topics.create_partitions,
+    44: configs.incremental_alter_configs,
+    60: admin.describe_cluster,
+    61: admin.describe_producers,
+}

@@ -1,0 +1,249 @@
+"""Fetch (versions 4 to 18): reads what is durable, or waits for it.
+
+A reader sees nothing at or above the high watermark, read_committed nothing at or above the last stable offset; both
+never pass what is durable (law 1, FAULTS B22, B27), so every reply leaves at once. A request that finds fewer than
+`min_bytes` waits until one of its partitions moves or `max_wait` is over. Sessions (KIP-227) are not kept: session id
+0 in the reply tells the client to name its partitions each time. Invariant: a reader moves on whenever its partition
+holds a whole batch below its limit, though all of it be aborted or control (FAULTS B24): batches travel as they are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from semel.broker.errors import Error
+from semel.broker.events import NOTHING, NOW, Ready, Reply, Request
+from semel.broker.messages import (
+    AbortedTransaction,
+    FetchableTopicResponse,
+    FetchEpochEndOffset,
+    FetchLeaderIdAndEpoch,
+    FetchResponse,
+    PartitionData,
+)
+from semel.broker.records import PartitionKey
+from semel.broker.requests import milliseconds
+from semel.broker.state import Topic
+from semel.log.partition import Partition
+
+if TYPE_CHECKING:
+    from semel.broker.core import Broker
+
+READ_COMMITTED: Final = 1
+
+
+@dataclass(slots=True, eq=False)
+class Wait:
+    """A fetch that found too little."""
+
+    request: Request
+    deadline_ms: int
+    keys: tuple[PartitionKey, ...]
+    over: bool = False
+
+
+class Waits:
+    """The fetches that wait. Volatile: a client whose broker restarts asks again."""
+
+    def __init__(self) -> None:
+        self.by_partition: dict[PartitionKey, set[Wait]] = {}
+        self.by_connection: dict[int, set[Wait]] = {}
+        self.deadlines: list[tuple[int, int, Wait]] = []
+        self.count = 0
+
+    @property
+    def next_ms(self) -> int | None:
+        while self.deadlines and self.deadlines[0][2].over:
+            heapq.heappop(self.deadlines)
+        return self.deadlines[0][0] if self.deadlines else None
+
+    def add(self, wait: Wait) -> None:
+        self.count += 1
+        heapq.heappush(self.deadlines, (wait.deadline_ms, self.count, wait))
+        self.by_connection.setdefault(wait.request.connection, set()).add(wait)
+        for key in wait.keys:
+            self.by_partition.setdefault(key, set()).add(wait)
+
+    def end(self, wait: Wait) -> None:
+        wait.over = True
+        for key in wait.keys:
+            waiting = self.by_partition.get(key)
+            if waiting is not None:
+                waiting.discard(wait)
+                if not waiting:
+                    del self.by_partition[key]
+        of_connection = self.by_connection.get(wait.request.connection)
+        if of_connection is not None:
+            of_connection.discard(wait)
+            if not of_connection:
+                del self.by_connection[wait.request.connection]
+
+    def due(self, now_ms: int) -> list[Wait]:
+        found = []
+        while self.deadlines and (self.deadlines[0][2].over or self.deadlines[0][0] <= now_ms):
+            wait = heapq.heappop(self.deadlines)[2]
+            if not wait.over:
+                found.append(wait)
+        return found
+
+    def on(self, keys: list[PartitionKey]) -> list[Wait]:
+        """Those that wait for one of these partitions, each once, in the order in which they came."""
+        if not self.by_partition:
+            return []
+        found = {wait: None for key in keys for wait in self.by_partition.get(key, ())}
+        return sorted(found, key=lambda wait: (wait.deadline_ms, wait.request.connection, wait.request.token))
+
+
+def fetch(broker: Broker, request: Request, now_ms: int) -> Ready:
+    message = request.message
+    if getattr(message, "session_id", 0) != 0 and message.session_epoch > 0:
+        response = FetchResponse(error_code=Error.FETCH_SESSION_ID_NOT_FOUND)
+        return Ready((), (Reply(request.connection, request.token, response, NOW),))
+    response, enough = _read(broker, request)
+    if not enough:
+        wait_ms = milliseconds(message.max_wait)
+        if wait_ms > 0:
+            broker.waits.add(Wait(request, now_ms + wait_ms, _keys(broker, message)))
+            return NOTHING
+    return Ready((), (Reply(request.connection, request.token, response, NOW),))
+
+
+def moved(broker: Broker, keys: list[PartitionKey]) -> list[Reply]:
+    """High watermarks or last stable offsets of these partitions have moved, or they are gone: waits look again."""
+    replies = []
+    for wait in broker.waits.on(keys):
+        response, enough = _read(broker, wait.request)
+        if enough:
+            broker.waits.end(wait)
+            replies.append(Reply(wait.request.connection, wait.request.token, response, NOW))
+    return replies
+
+
+def expired(broker: Broker, now_ms: int) -> list[Reply]:
+    replies = []
+    for wait in broker.waits.due(now_ms):
+        broker.waits.end(wait)
+        response, _ = _read(broker, wait.request)
+        replies.append(Reply(wait.request.connection, wait.request.token, response, NOW))
+    return replies
+
+
+def closed(broker: Broker, connection: int) -> None:
+    for wait in list(broker.waits.by_connection.get(connection, ())):
+        broker.waits.end(wait)
+
+
+def _keys(broker: Broker, message: Any) -> tuple[PartitionKey, ...]:
+    found = []
+    for wanted in message.topics:
+        topic = _topic(broker, wanted)
+        if topic is not None:
+            found += [(topic.number, partition.partition) for partition in wanted.partitions]
+    return tuple(found)
+
+
+def _topic(broker: Broker, wanted: Any) -> Topic | None:
+    topic_id = getattr(wanted, "topic_id", None)
+    if topic_id is not None:
+        return broker.state.topics_by_id.get(topic_id)
+    return broker.state.topics.get(wanted.topic)
+
+
+def _read(broker: Broker, request: Request) -> tuple[FetchResponse, bool]:
+    """The reply as it would be now, and whether it should leave: enough bytes, or an error to tell."""
+    message = request.message
+    by_id = request.version >= 13
+    committed = message.isolation_level == READ_COMMITTED
+    left = min(message.max_bytes, broker.config.fetch_max_bytes)
+    total = 0
+    tell = False
+    topics = []
+    for wanted_topic in message.topics:
+        topic = _topic(broker, wanted_topic)
+        partitions = []
+        for wanted in wanted_topic.partitions:
+            partition = None if topic is None else topic.partition(wanted.partition)
+            if topic is None or partition is None:
+                error = Error.UNKNOWN_TOPIC_ID if by_id and topic is None else Error.UNKNOWN_TOPIC_OR_PARTITION
+                partitions.append(_refused(wanted.partition, error, partition))
+                tell = True
+                continue
+            refusal = _epoch_refuses(broker, partition, wanted)
+            if refusal is not None:
+                partitions.append(refusal)
+                tell = True
+                continue
+            offset = wanted.fetch_offset
+            if not partition.start_offset <= offset <= partition.end_offset:
+                partitions.append(_refused(wanted.partition, Error.OFFSET_OUT_OF_RANGE, partition))
+                tell = True
+                continue
+            # The first batch of the reply comes whole, however large, so that a small limit stops nobody (KIP-74).
+            read = partition.read(
+                offset, min(wanted.partition_max_bytes, max(left, 0)), committed=committed, min_one=total == 0
+            )
+            size = 0
+            for chunk in read.chunks:
+                size += len(chunk)
+            total += size
+            left -= size
+            partitions.append(
+                PartitionData(
+                    wanted.partition,
+                    0,
+                    read.high_watermark,
+                    read.last_stable_offset,
+                    read.start_offset,
+                    aborted_transactions=[AbortedTransaction(*row) for row in read.aborted] if committed else None,
+                    records=read.chunks,
+                )
+            )
+        topics.append(
+            FetchableTopicResponse(
+                topic_id=None if topic is None else topic.id,
+                partitions=partitions,
+                topic=getattr(wanted_topic, "topic", "") or "",
+            )
+            if topic is not None
+            else FetchableTopicResponse(
+                topic_id=getattr(wanted_topic, "topic_id", None),
+                partitions=partitions,
+                topic=getattr(wanted_topic, "topic", "") or "",
+            )
+        )
+    enough = tell or total >= message.min_bytes or not topics
+    return FetchResponse(responses=topics), enough
+
+
+def _epoch_refuses(broker: Broker, partition: Partition, wanted: Any) -> PartitionData | None:
+    """KIP-320: a client that knows another run than this one, or whose log has parted from ours, is told so."""
+    current = getattr(wanted, "current_leader_epoch", -1)
+    if current not in (-1, broker.state.run):
+        error = Error.FENCED_LEADER_EPOCH if current < broker.state.run else Error.UNKNOWN_LEADER_EPOCH
+        return _refused(wanted.partition, error, partition, broker.fetch_leader)
+    last = getattr(wanted, "last_fetched_epoch", -1)
+    if last >= 0:
+        epoch, end_offset = partition.epoch_end(last)
+        if epoch != last or end_offset < wanted.fetch_offset:
+            return PartitionData(
+                wanted.partition,
+                0,
+                partition.high_watermark,
+                partition.last_stable_offset,
+                partition.start_offset,
+                diverging_epoch=FetchEpochEndOffset(epoch, end_offset),
+                records=(),
+            )
+    return None
+
+
+def _refused(
+    index: int,
+    error: Error,
+    partition: Partition | None,
+    leader: FetchLeaderIdAndEpoch = FetchLeaderIdAndEpoch(),  # noqa: B008 - frozen
+) -> PartitionData:
+    start = -1 if partition is None else partition.start_offset
+    return PartitionData(index, int(error), -1, -1, start, current_leader=leader, aborted_transactions=None, records=())
