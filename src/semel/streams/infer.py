@@ -137,7 +137,7 @@ def make_up(of: Any, depth: int = 0) -> Any:
             hints = _hints(origin)
             return origin(**{f.name: make_up(hints[f.name], depth + 1) for f in dataclasses.fields(origin) if f.init})
         if issubclass(origin, msgspec.Struct) or (issubclass(origin, tuple) and hasattr(origin, "_fields")):
-            names = getattr(origin, "__struct_fields__", None) or getattr(origin, "_fields", ())
+            names: Any = getattr(origin, "__struct_fields__", None) or getattr(origin, "_fields", ())
             hints = _hints(origin)
             return origin(**{name: make_up(hints[name], depth + 1) for name in names})
         if issubclass(origin, tuple):

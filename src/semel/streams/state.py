@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
+from semel.errors import SemelError
 from semel.ports import Headers, Store, Write
 from semel.streams.graph import Fold, label
-from semel.streams.place import GraphError
 from semel.streams.serde import type_name
 from semel.streams.trace import ORIGIN, node_name
 
@@ -49,7 +49,13 @@ class Fit:
 
 
 def fit(
-    mark: bytes | None, *, topic_id: str, start: int, end: int, now_ms: int, delete_retention_ms: int = DELETE_RETENTION_MS
+    mark: bytes | None,
+    *,
+    topic_id: str,
+    start: int,
+    end: int,
+    now_ms: int,
+    delete_retention_ms: int = DELETE_RETENTION_MS,
 ) -> Fit:
     """Compares a store's mark with its changelog partition [start, end)."""
     if mark is None:
@@ -61,13 +67,17 @@ def fit(
     if held.topic_id != topic_id:
         return Fit(start, f"it belongs to another changelog topic (id {held.topic_id or 'unknown'}, now {topic_id})")
     if held.offset > end:
-        return Fit(start, f"it is ahead of its changelog (offset {held.offset}, the log ends at {end}): the log went back")
+        return Fit(
+            start, f"it is ahead of its changelog (offset {held.offset}, the log ends at {end}): the log went back"
+        )
     if held.offset < start:
         return Fit(start, f"its changelog begins at {start}, after the store's offset {held.offset}")
     # A tombstone may have been compacted away since, and the deleted key would be back (FAULTS P10).
     if now_ms - held.time_ms > delete_retention_ms // 2:
         hours = (now_ms - held.time_ms) / 3_600_000
-        return Fit(start, f"it was last written {hours:.1f} h ago, more than half of the changelog's delete.retention.ms")
+        return Fit(
+            start, f"it was last written {hours:.1f} h ago, more than half of the changelog's delete.retention.ms"
+        )
     return Fit(held.offset, "")
 
 
@@ -154,8 +164,7 @@ class State:
                 data = None
             else:
                 if check is not None and not isinstance(state, check):
-                    raise GraphError(
-                        self._fold.place,
+                    raise SemelError(
                         f"{label(self._fold)} returned a {type_name(type(state))} for key {key!r}, its state is "
                         f"{self._fold.state.name}. Say state=TYPE, or mend the function.",
                     )

@@ -3,19 +3,18 @@
 A run is traced only under `semel verify` (`trace=True`); otherwise nothing of this is in the compiled code.
 
 1. **Origins.** Every record to a user's topic, an outbox or a repartition topic carries the header `semel-origin`:
-   `node|topic|partition|offset|index`. `node` is `ID:NAME` (the graph's node id, and the topic's, sink's or repartition's
-   name); topic (without the run's prefix), partition and offset name the input record that caused it; index counts what
-   that input caused at that node, from 0. In a deterministic topology the set of origins in an output is a function of
-   the committed input: a missing one is lost, a second one repeated. With `changes(coalesce=True)` the origin is the
-   last input that touched the key before the commit, so there only "no origin twice" holds, not the set itself.
+   `node|topic|partition|offset|index`. `node` is `ID:NAME` (the graph's node id, and the name of the topic, sink or
+   repartition); topic (without the run's prefix), partition and offset name the input record that caused it; index
+   counts what that input caused at that node, from 0. In a deterministic topology the set of origins in an output is
+   a function of the committed input: a missing one is lost, a second one repeated. With `changes(coalesce=True)` the
+   origin is the last input that touched the key before the commit: there only "no origin twice" holds.
    Changelog records carry the origin of the last input that touched the key, with node `ID:STATE`, index 0.
    Dead letters have their KIP-1034 headers instead, which name the input too.
 2. **Order.** A task that reads several partitions takes their records in some order, and a fold may depend on it. Every
    batch that a task processes is one record in the internal topic `APP-order` (key: `SUBTOPOLOGY|PARTITION` of the
-   task, value: `topic|partition|first offset|last offset|count`), written inside the transaction that commits the batch.
+   task, value: `topic|partition|first offset|last offset|records`), written inside the transaction that commits it.
    All of a task's records lie in one partition of that topic, so reading it read_committed, in offset order, gives
-   the order in which the task took its committed input; `count` records of the batch are visible ones between the two
-   offsets, inclusive.
+   the order in which the task took its committed input: all visible records between the two offsets, inclusive.
 
 Invariant: tracing changes no key, value, time or partition of what is written, and adds no record to a user's topic.
 """
@@ -34,7 +33,7 @@ class Origin(NamedTuple):
     topic: str
     partition: int
     offset: int
-    index: int
+    nth: int
 
 
 def node_name(id: int, name: str) -> bytes:
@@ -55,7 +54,7 @@ class Taken(NamedTuple):
     partition: int
     first_offset: int
     last_offset: int
-    count: int
+    records: int
 
 
 def encode_taken(taken: Taken) -> tuple[bytes, bytes]:
