@@ -1,4 +1,4 @@
-"""One request from one frame: its header, then its body.
+"""One request, or one reply, from one frame: its header, then its body.
 
 Invariant: a request that is returned is of an API and version in `SERVED`, and used every byte of its frame;
 everything else is a MalformedFrame or an UnsupportedRequest.
@@ -11,9 +11,9 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from semel.wire.errors import MalformedFrame, UnsupportedRequest
-from semel.wire.reader import read_request_body, skip_tags
-from semel.wire.schema import request_class
-from semel.wire.versions import METADATA, SERVED
+from semel.wire.reader import read_reply_body, read_request_body, skip_tags
+from semel.wire.schema import request_class, response_class
+from semel.wire.versions import API_VERSIONS, METADATA, SERVED
 
 HEADER = Struct(">hhih")  # api key, version, correlation id, length of the client id: a legacy string in all versions
 
@@ -63,3 +63,20 @@ def _client_id(frame: bytes, size: int) -> tuple[str | None, int]:
         return frame[HEADER.size : end].decode(), end
     except UnicodeDecodeError:
         raise MalformedFrame("the client id is not UTF-8") from None
+
+
+def correlation_of(frame: bytes) -> int:
+    """The correlation id of a reply, by which its reader finds out what it answers."""
+    if len(frame) < 4:
+        raise MalformedFrame(f"a reply of {len(frame)} bytes is shorter than its header")
+    return int.from_bytes(frame[:4], signed=True)
+
+
+def read_reply(api_key: int, version: int, frame: bytes) -> Any:
+    """The reply to a request of ours in a frame (without its length), as `broker.messages` has it."""
+    entity = response_class(api_key, version)
+    flexible = bool(entity.__flexible__) and api_key != API_VERSIONS
+    try:
+        return read_reply_body(entity, frame, skip_tags(frame, 4) if flexible else 4)
+    except IndexError:
+        raise MalformedFrame("the frame ends within its header") from None

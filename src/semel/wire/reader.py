@@ -21,8 +21,8 @@ from struct import error as StructError
 from typing import Any, NoReturn
 from uuid import UUID
 
-from semel.broker import admin_messages, admin_requests, messages, requests
 from semel.wire.errors import MalformedFrame
+from semel.wire.neutral import nested_class, reply_type, request_type
 from semel.wire.schema import KioClass, SchemaField, fields_of
 from semel.wire.writer import FIXED
 
@@ -262,16 +262,6 @@ def _neutral_default(field: SchemaField, nested: Any, replies: bool) -> Any:
     return default
 
 
-def nested_class(hint: Any) -> Any:
-    """The dataclass inside Sequence[X], tuple[X, ...], X | None."""
-    if dataclasses.is_dataclass(hint):
-        return hint
-    for part in typing.get_args(hint):
-        if (found := nested_class(part)) is not None:
-            return found
-    return None
-
-
 @cache
 def _compiled(entity: KioClass, into: Any, replies: bool) -> Read:
     source = _Source(replies)
@@ -280,19 +270,6 @@ def _compiled(entity: KioClass, into: Any, replies: bool) -> Read:
     text = "def read(data, at, end):\n" + "\n".join(source.lines)
     exec(compile(text, f"<semel wire reader: {entity.__module__}>", "exec"), source.names)
     return source.names["read"]  # type: ignore[no-any-return]
-
-
-def request_type(entity: KioClass) -> Any:
-    """The class of `broker.requests` (or `admin_requests`) for a kio request."""
-    found = getattr(requests, entity.__name__, None) or getattr(admin_requests, entity.__name__, None)
-    assert found is not None, f"{entity.__name__} has no class in broker.requests"
-    return found
-
-
-def reply_type(entity: KioClass) -> Any:
-    found = getattr(messages, entity.__name__, None) or getattr(admin_messages, entity.__name__, None)
-    assert found is not None, f"{entity.__name__} has no class in broker.messages"
-    return found
 
 
 def _read(entity: KioClass, into: Any, replies: bool, data: bytes, at: int) -> Any:
