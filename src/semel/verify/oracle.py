@@ -1,0 +1,276 @@
+"""The oracle: what each sub-topology should have written, recomputed from its committed inputs alone.
+
+Stage by stage over the committed log (DESIGN §7): every task is run again, without faults, over the input that it has
+committed, in the order in which it took it (`APP-order`, streams/trace.py); what it writes then must be what is committed
+in its output topics: nothing lost, repeated or wrong. State (law 6) is compared with the changelogs, each sink (law 7) with its outbox.
+
+Invariant: the expectation is computed from committed inputs, never from outputs; what cannot be recomputed is said
+to be unknown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from semel.ports import Headers, Position, Records, SinkConnection, TopicPartition, Write
+from semel.streams import graph as g
+from semel.streams.state import MemoryStore
+from semel.streams.task import Task, TaskId, compile_graph
+from semel.streams.trace import ORIGIN, Taken, parse_taken
+from semel.verify import checkers
+from semel.verify.checkers import Entry
+from semel.verify.verdict import Output
+
+
+class Row(NamedTuple):
+    """One committed record as it was read back."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    origin: str
+
+
+@dataclass
+class Committed:
+    """What a read_committed reader sees after the run, topics without the run's prefix.
+
+    `ends`: where reading ended in each partition (past markers and aborted records).
+    """
+
+    records: dict[TopicPartition, list[Row]] = field(default_factory=dict)
+    ends: dict[TopicPartition, int] = field(default_factory=dict)
+    positions: dict[TopicPartition, int] = field(default_factory=dict)  # the group's, stable
+
+    def topic(self, name: str) -> list[Entry]:
+        """All records of a topic, partition by partition, in order."""
+        found = []
+        for at in sorted(self.records):
+            if at.topic == name:
+                found += [
+                    Entry(r.origin, r.key, r.value, f"{at.topic}-{at.partition}@{r.offset}") for r in self.records[at]
+                ]
+        return found
+
+
+def reckon(graph: g.Graph, committed: Committed) -> list[Output]:
+    """Every output of the app inside the log: topics, repartition topics, outboxes, changelogs and positions."""
+    uncoalesced = _uncoalesced(graph)
+    programs = compile_graph(uncoalesced, trace=True)
+    taken = _order(graph, committed)
+    wanted: dict[str, list[Entry]] = {}
+    states: dict[str, dict[bytes, bytes | None]] = {}
+    outputs: list[Output] = [_taken_once(graph, committed, taken)]
+    for sub in graph.subtopologies:
+        partitions = {at.partition for at in committed.ends if at.topic in sub.sources}
+        for partition in sorted(partitions):
+            sources = [t for t in sub.sources if TopicPartition(t, partition) in committed.ends]
+            task = Task(
+                uncoalesced,
+                programs[sub.name],
+                partition,
+                {topic: Position(0) for topic in sources},
+                _collector(wanted),
+                lambda name, partition: MemoryStore(),
+            )
+            _run(task, sub, partition, taken.get(str(TaskId(sub.name, partition)), []), committed)
+            task.flush()
+            for fold in (f for f in graph.folds() if f.name in sub.states):
+                held = states.setdefault(fold.name, {})
+                for key, state in task.states[fold.name].items():
+                    held[key] = fold.state.encode(state)
+            task.close()
+    dlq = g.internal_name(graph.app, "", g.InternalKind.DEAD_LETTER)
+    for topic, kind, coalesced in _written(graph):
+        expected, present = wanted.get(topic, []), committed.topic(topic)
+        if topic == dlq:
+            continue
+        if coalesced:
+            outputs.append(
+                checkers.keyed_output(topic, _without_index(expected), _without_index(present, last_only=False))
+            )
+        else:
+            outputs.append(replace(checkers.append_output(topic, expected, present), kind=kind))
+    for fold in graph.folds():
+        present_state: dict[bytes, bytes | None] = {}
+        for entry in committed.topic(fold.topic):
+            if entry.key is not None:
+                present_state[entry.key] = entry.value
+        unclear = _depends_on_commits(graph, fold)
+        found = checkers.last_per_key(f"state {fold.name}", "state", states.get(fold.name, {}), present_state)
+        if unclear:
+            found = replace(found, lost=0, repeated=0, wrong=0, unknown=unclear)
+        outputs.append(found)
+    if dlq in wanted or committed.topic(dlq):
+        outputs.append(
+            checkers.multiset(
+                dlq, "append", Counter(_letter(e) for e in wanted.get(dlq, [])),
+                Counter(_letter(e) for e in committed.topic(dlq)),
+            )
+        )  # fmt: skip
+    sources_of = {topic for sub in graph.subtopologies for topic in sub.sources}
+    ends = {f"{at.topic}-{at.partition}": end for at, end in committed.ends.items() if at.topic in sources_of}
+    have = {f"{at.topic}-{at.partition}": offset for at, offset in committed.positions.items()}
+    outputs.append(checkers.offsets("positions", ends, have))
+    return outputs
+
+
+def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: SinkConnection) -> Output:
+    """f(committed outbox) = sink (law 7): for rows that are appended the multiset of all, for rows with a key the last
+    value per key."""
+    sink = graph.sinks[name]
+    outbox = next(w.outbox for w in graph.writes() if w.sink is not None and w.sink.name == name)
+    entries = committed.topic(outbox)
+    if sink.key is None:
+        values = [e.value for e in entries if e.value is not None]
+    else:
+        last: dict[bytes | None, bytes | None] = {}
+        for entry in entries:
+            last[entry.key] = entry.value
+        values = [v for v in last.values() if v is not None]
+    expected = Counter(connection.canonical(v) for v in values)
+    present = Counter(bytes(row) for row in connection.rows())
+    kind = "sink, appended rows" if sink.key is None else "sink, last row per key"
+    return checkers.multiset(f"sink {name}", kind, expected, present)
+
+
+# --- the parts ---
+
+
+def _collector(into: dict[str, list[Entry]]) -> Callable[[str], Write]:
+    def writers(topic: str) -> Write:
+        entries = into.setdefault(topic, [])
+
+        def write(partition: int, key: bytes | None, value: bytes | None, ms: int, headers: Headers | None) -> None:
+            entries.append(Entry(origin_of(headers), key, value))
+
+        return write
+
+    return writers
+
+
+def origin_of(headers: Headers | None) -> str:
+    """The record's origin, or ""."""
+    for name, value in headers or ():
+        if name == ORIGIN and value is not None:
+            return bytes(value).decode()
+    return ""
+
+
+def _order(graph: g.Graph, committed: Committed) -> dict[str, list[Taken]]:
+    found: dict[str, list[Taken]] = {}
+    topic = g.internal_name(graph.app, "", g.InternalKind.ORDER)
+    for entry in committed.topic(topic):
+        assert entry.key is not None and entry.value is not None, entry
+        taken = parse_taken(entry.key, entry.value)
+        found.setdefault(taken.task, []).append(taken)
+    return found
+
+
+def _taken_once(graph: g.Graph, committed: Committed, taken: Mapping[str, Sequence[Taken]]) -> Output:
+    """Each committed input record was taken by exactly one committed transaction of its task, in offset order."""
+    expected = present = lost = repeated = 0
+    examples: list[str] = []
+    for sub in graph.subtopologies:
+        for at, rows in committed.records.items():
+            if at.topic not in sub.sources:
+                continue
+            expected += len(rows)
+            batches = [
+                t for t in taken.get(str(TaskId(sub.name, at.partition)), []) if (t.topic, t.partition) == tuple(at)
+            ]
+            seen: Counter[int] = Counter()
+            offsets = [r.offset for r in rows]
+            for batch in batches:
+                covered = [o for o in offsets if batch.first_offset <= o <= batch.last_offset]
+                present += batch.count
+                seen.update(covered)
+            for offset in offsets:
+                if seen[offset] == 0:
+                    lost += 1
+                    examples.append(f"never taken: {at.topic}-{at.partition}@{offset} by {sub.name}")
+                elif seen[offset] > 1:
+                    repeated += seen[offset] - 1
+                    examples.append(f"taken {seen[offset]} times: {at.topic}-{at.partition}@{offset} by {sub.name}")
+    return Output("input taken", "append", expected, present, lost, repeated, 0, tuple(examples[:5]))
+
+
+def _run(task: Task, sub: g.Subtopology, partition: int, taken: Sequence[Taken], committed: Committed) -> None:
+    """Feeds the task what it took, in its order; what was taken twice is fed once (it is counted elsewhere)."""
+    at_offset: dict[str, int] = {}
+    for batch in taken:
+        source = TopicPartition(batch.topic, partition)
+        begin = max(batch.first_offset, at_offset.get(batch.topic, 0))
+        rows = [r for r in committed.records.get(source, []) if begin <= r.offset <= batch.last_offset]
+        if not rows:
+            continue
+        at_offset[batch.topic] = batch.last_offset + 1
+        task.process(
+            Records(
+                source,
+                [r.offset for r in rows],
+                [r.timestamp for r in rows],
+                [r.key for r in rows],
+                [r.value for r in rows],
+                None,
+                batch.last_offset + 1,
+                -1,
+            )
+        )
+
+
+def _written(graph: g.Graph) -> list[tuple[str, str, bool]]:
+    """(topic, how it is compared, whether commits decide which updates it has), each output topic once."""
+    found: dict[str, tuple[str, str, bool]] = {}
+    for node in graph.nodes:
+        if isinstance(node, g.Repartition):
+            topic = node.topic
+        elif isinstance(node, g.Write):
+            topic = node.topic.name if node.topic is not None else node.outbox
+        else:
+            continue
+        coalesced = _coalesced_above(graph, node) or found.get(topic, ("", "", False))[2]
+        found[topic] = (topic, "keyed" if coalesced else "append", coalesced)
+    return list(found.values())
+
+
+def _coalesced_above(graph: g.Graph, node: g.Node) -> bool:
+    """Whether a coalescing Changes lies above, below the next repartition topic."""
+    queue = list(node.upstream)
+    while queue:
+        above = graph.nodes[queue.pop()]
+        if isinstance(above, g.Changes) and above.coalesce:
+            return True
+        if not isinstance(above, g.Repartition):
+            queue.extend(above.upstream)
+    return False
+
+
+def _depends_on_commits(graph: g.Graph, fold: g.Fold) -> str:
+    if _coalesced_above(graph, fold):
+        return "it is folded from coalesced changes of its own task: it depends on when commits fell"
+    return ""
+
+
+def _uncoalesced(graph: g.Graph) -> g.Graph:
+    """The same graph with every update: the committed ones are among them."""
+    nodes = tuple(replace(n, coalesce=False) if isinstance(n, g.Changes) else n for n in graph.nodes)
+    return replace(graph, nodes=nodes)
+
+
+def _without_index(entries: Sequence[Entry], *, last_only: bool = True) -> list[Entry]:
+    """Origins without their index: of several updates of one key by one input a coalescing commit keeps the last."""
+    cut = [e._replace(origin=f"{e.origin.rpartition('|')[0]}|{_short_key(e.key)}") for e in entries]
+    return list({e.origin: e for e in cut}.values()) if last_only else cut
+
+
+def _short_key(key: bytes | None) -> str:
+    return "null" if key is None else key.hex()
+
+
+def _letter(entry: Entry) -> bytes:
+    return b"%b|%b" % (entry.key or b"", entry.value or b"")
