@@ -1,8 +1,9 @@
 """The oracle: what each sub-topology should have written, recomputed from its committed inputs alone.
 
 Stage by stage over the committed log (DESIGN §7): every task is run again, without faults, over the input that it has
-committed, in the order in which it took it (`APP-order`, streams/trace.py); what it writes then must be what is committed
-in its output topics: nothing lost, repeated or wrong. State (law 6) is compared with the changelogs, each sink (law 7) with its outbox.
+committed, in the order in which it took it (`APP-order`, streams/trace.py); what it writes then must be what is
+committed in its output topics: nothing lost, repeated or wrong. State (law 6) is compared with the changelogs, each
+sink (law 7) with its outbox.
 
 Invariant: the expectation is computed from committed inputs, never from outputs; what cannot be recomputed is said
 to be unknown.
@@ -10,6 +11,7 @@ to be unknown.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,8 +188,8 @@ def _taken_once(graph: g.Graph, committed: Committed, taken: Mapping[str, Sequen
             seen: Counter[int] = Counter()
             offsets = [r.offset for r in rows]
             for batch in batches:
-                covered = [o for o in offsets if batch.first_offset <= o <= batch.last_offset]
-                present += batch.count
+                covered = offsets[bisect_left(offsets, batch.first_offset) : bisect_right(offsets, batch.last_offset)]
+                present += len(covered)
                 seen.update(covered)
             for offset in offsets:
                 if seen[offset] == 0:
@@ -202,10 +204,13 @@ def _taken_once(graph: g.Graph, committed: Committed, taken: Mapping[str, Sequen
 def _run(task: Task, sub: g.Subtopology, partition: int, taken: Sequence[Taken], committed: Committed) -> None:
     """Feeds the task what it took, in its order; what was taken twice is fed once (it is counted elsewhere)."""
     at_offset: dict[str, int] = {}
+    offsets = {topic: [r.offset for r in committed.records.get(TopicPartition(topic, partition), [])]
+               for topic in sub.sources}  # fmt: skip
     for batch in taken:
         source = TopicPartition(batch.topic, partition)
         begin = max(batch.first_offset, at_offset.get(batch.topic, 0))
-        rows = [r for r in committed.records.get(source, []) if begin <= r.offset <= batch.last_offset]
+        known = offsets[batch.topic]
+        rows = committed.records.get(source, [])[bisect_left(known, begin) : bisect_right(known, batch.last_offset)]
         if not rows:
             continue
         at_offset[batch.topic] = batch.last_offset + 1
