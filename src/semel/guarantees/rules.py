@@ -183,13 +183,15 @@ def behind_an_outbox(f: Facts) -> Finding | None:
     sink = f.write.sink
     key = sink.key if sink is not None else None
     how = f"partitioned by {listed(key)}" if key else "in the order of its partitions"
+    if f.mode is not Mode.EXACTLY_ONCE:
+        return Finding(None, f"the sink is fed from {f.write.outbox}, {how}: it holds what came in there, once")
     return Finding(None, f"the sink sees committed records only: it is fed from {f.write.outbox}, {how}")
 
 
 def at_the_sinks_own_crash(f: Facts) -> Finding | None:
     if f.contract is None or not f.contract.durability:
         return None
-    return Finding(None, f"what it acknowledged survives its own crash with {f.contract.durability}")
+    return Finding(None, f"what it acknowledged survives its own crash under: {f.contract.durability}")
 
 
 # --- the log -----------------------------------------------------------------------------------------------------
@@ -256,5 +258,7 @@ KAFKA_SYNC = (
     "Apache Kafka does not sync what it acknowledges: one broker keeps it over kill -9, not over a power cut; "
     "replicas (acks=all, min.insync.replicas=2) or log.flush.interval.messages=1 do."
 )
-EMBEDDED_NOTE = "embedded: the folder is locked, so the log has one owner; no other process reads or writes it meanwhile."
+EMBEDDED_NOTE = (
+    "embedded: the folder is locked, so the log has one owner; no other process reads or writes it meanwhile."
+)
 UNTOLD_NOTE = "No log was named: give --on URL to hear what its kind adds."
