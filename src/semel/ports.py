@@ -183,6 +183,7 @@ class Records(NamedTuple):
     headers: Sequence[Headers] | None  # None: no record has any
     next_offset: int
     leader_epoch: int  # of the last record; -1 when the log has none
+    first_epoch: int = -1  # leader epoch of the first record; -1 when the log does not tell
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def columns(messages: list[Message]) -> list[Records]:
         topic, partition, last = topics[start], partitions[start], offsets[end - 1]
         assert topic is not None and partition is not None and last is not None
         source = TopicPartition(topic, partition)
-        epoch = messages[end - 1].leader_epoch()
+        first, epoch = messages[start].leader_epoch(), messages[end - 1].leader_epoch()
         run = Records(
             source,
             offsets[start:end],  # type: ignore[arg-type]
@@ -77,6 +77,7 @@ def columns(messages: list[Message]) -> list[Records]:
             None if headers is None else headers[start:end],
             last + 1,
             -1 if epoch is None else epoch,
+            -1 if first is None else first,
         )
         before = whole.get(source)
         whole[source] = run if before is None else _joined(before, run)
@@ -90,6 +91,7 @@ def _joined(a: Records, b: Records) -> Records:
         keys=[*a.keys, *b.keys],
         values=[*a.values, *b.values],
         headers=None if a.headers is None or b.headers is None else [*a.headers, *b.headers],
+        first_epoch=a.first_epoch,
     )
 
 
