@@ -1,0 +1,285 @@
+"""The delivery: committed records of one outbox, partition by partition, into one sink.
+
+Pure over `ports.Log`, the sink's connection and `ports.Steps`; the clock is an argument of `step`. A worker runs it in
+a thread of its own with its own session in the group APP.SINK.
+
+Invariant: what is written next begins where the sink's own position says, and only under a claim. Everything but Done
+ends the claim, and the next one reads the position anew: so an unknown outcome, a lost connection and a superseded
+owner take one path (FAULTS S8, S1). The group's offsets only tell others how far the delivery is; where the sink
+cannot hold a position (a weak sink) they are the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from semel.contract import Accept, AtMostOnce, Claim, DeliveryId, LogIdentity, Row
+from semel.ports import (
+    Done,
+    Fenced,
+    Log,
+    NoSteps,
+    NotDone,
+    Outcome,
+    Position,
+    Records,
+    Sink,
+    Step,
+    Steps,
+    TopicInfo,
+    TopicPartition,
+    Unknown,
+)
+from semel.sinks import origin
+from semel.sinks.sink import RowRefused, SinkError
+
+BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
+FENCED_MS = 500  # the group tells a superseded owner that it is one within a heartbeat: time to hear it
+REPEAT_MS = 10_000  # how often a trouble that lasts is said again
+IDLE_MS = 1_000  # a position past aborted records and markers only is written when nothing else was for this long
+LAG_MS = 1_000  # how often the group's offsets follow
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One assigned partition."""
+
+    at: TopicPartition
+    claim: Claim | None = None  # None: reading is paused
+    position: int = 0  # at the sink
+    mark: str = ""  # of the last record delivered
+    next: int = 0  # in the log; past `position` by what holds no visible record
+    due_ms: int = 0  # when to claim next
+    failures: int = 0
+    written_ms: int = 0
+    told: int = -1  # the group's offset
+
+
+@dataclass(slots=True)
+class _Trouble:
+    text: str = ""
+    said_ms: int = 0
+    lanes: set[TopicPartition] = field(default_factory=set)
+
+
+class Delivery:
+    """`join`, then `step` again and again, then `close`. Raises SinkError (Diverged among them) and LogLost: nothing
+    was lost, and nothing goes on without a person. `say` is given a sentence when a trouble begins, lasts and ends."""
+
+    def __init__(
+        self,
+        log: Log,
+        sink: Sink[Any, Any],
+        *,
+        app: str,
+        outbox: str,
+        value_type: object = None,
+        accept: Accept | None = None,
+        steps: Steps | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._log, self._sink = log, sink
+        self._app, self._outbox, self._value_type = app, outbox, value_type
+        self._at_most_once = isinstance(accept, AtMostOnce)
+        self._remembers = sink.contract.remembers_position
+        self._steps = steps or NoSteps()
+        self._say = say
+        self._connection = sink.open(self._steps)
+        self._lanes: dict[TopicPartition, _Lane] = {}
+        self._known: Mapping[str, TopicInfo] = {}
+        self._runs: Mapping[int, str] = {}
+        self._looked_ms = -1
+        self._prepared = False
+        self._trouble = _Trouble()
+        self._now_ms = 0
+        self._told_ms = 0
+
+    def join(self) -> None:
+        """Enters the group. The outbox exists and may lose nothing by itself."""
+        origin.check_outbox(self._outbox, self._log.config(self._outbox))
+        self._log.join([self._outbox], self)
+
+    def close(self) -> None:
+        """Lets go of the sink; the session is the caller's. What was read and not written is read again."""
+        self._tell(self._lanes.values())
+        self._connection.close()
+
+    def lag(self) -> int:
+        """Offsets between the sink's positions and the ends of the partitions assigned here; markers and aborted
+        records count until they are passed."""
+        ends = self._log.ends(list(self._lanes))
+        return sum(max(0, ends[at] - lane.position) for at, lane in self._lanes.items())
+
+    # --- ports.Listener: called from within poll ----------------------------------------------------------------
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        # Claiming can take long, and a poll must not: nothing is read before the claim says from where.
+        self._log.pause(partitions)
+        self._lanes = {at: _Lane(at, due_ms=self._now_ms) for at in partitions}
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        self._tell([self._lanes[at] for at in partitions if at in self._lanes])
+        self.lost(partitions)
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        for at in partitions:
+            self._lanes.pop(at, None)
+
+    # --- one turn ---------------------------------------------------------------------------------------------------
+
+    def step(self, now_ms: int, wait_s: float = 0.1) -> int:
+        """Reads what is there, at most `wait_s` later, and writes it. Returns how many records the sink took."""
+        self._now_ms = now_ms
+        waiting = [lane.due_ms for lane in self._lanes.values() if lane.claim is None]
+        if waiting:
+            wait_s = min(wait_s, max(0, min(waiting) - now_ms) / 1000)
+        # Before claiming: the poll tells whether a partition is still ours.
+        found: dict[TopicPartition, list[Records]] = {}
+        for records in self._log.poll(wait_s):
+            found.setdefault(records.source, []).append(records)
+        delivered = 0
+        for at, lane in list(self._lanes.items()):
+            if lane.claim is None:
+                if now_ms >= lane.due_ms:
+                    self._claim(lane)
+            elif at in found or (lane.next > lane.position and now_ms - lane.written_ms >= IDLE_MS):
+                delivered += self._deliver(lane, found.get(at, []))
+        if now_ms - self._told_ms >= LAG_MS and self._remembers:
+            self._tell(self._lanes.values())
+            self._told_ms = now_ms
+        return delivered
+
+    # --- the claim --------------------------------------------------------------------------------------------------
+
+    def _claim(self, lane: _Lane) -> None:
+        if not self._prepared:
+            prepared = self._connection.prepare(self._value_type)
+            if isinstance(prepared, NotDone):
+                return self._later(lane, prepared.reason)
+            self._prepared = True
+            for note in self._connection.notes():
+                self._say(note)
+        if self._looked_ms != self._now_ms:  # once for all partitions of a turn
+            self._known, self._looked_ms = self._log.topics(), self._now_ms
+            self._runs = origin.runs(self._log, self._known)
+        known = self._known
+        if self._outbox not in known:
+            raise SinkError(
+                f"{self._log.name}: the outbox {self._outbox} is gone; what it held and the sink had not yet taken is "
+                "lost with it. Nothing more is delivered. Put the topic back, or start the app to create it anew."
+            )
+        here = LogIdentity(known[self._outbox].topic_id, known[self._outbox].partitions)
+        delivery = DeliveryId(self._app, self._sink.name, lane.at.partition)
+        if self._remembers:
+            claim = self._connection.claim(delivery, here)
+            if isinstance(claim, NotDone):
+                return self._later(lane, claim.reason)
+            origin.validate(self._log, lane.at, claim.position, claim.run, self._runs, self._sink.where)
+        else:
+            claim = self._group_claim(lane.at, delivery, here)
+        lane.claim, lane.mark = claim, claim.run
+        lane.position = lane.next = claim.position
+        lane.written_ms = self._now_ms
+        self._log.seek(lane.at, lane.position)
+        self._log.resume([lane.at])
+        return None
+
+    def _group_claim(self, at: TopicPartition, delivery: DeliveryId, here: LogIdentity) -> Claim:
+        """A weak sink holds no position: the group's offset is it, or the start of the log."""
+        committed = self._log.committed([at])[at]
+        start = self._log.starts([at])[at]
+        if committed is None:
+            return Claim(delivery, epoch=0, incarnation=1, position=start, run="", log=here)
+        origin.validate(self._log, at, committed.offset, committed.metadata, self._runs, self._sink.where)
+        return Claim(delivery, epoch=0, incarnation=1, position=committed.offset, run=committed.metadata, log=here)
+
+    def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
+        """Ends the claim; another one is tried after a pause that grows."""
+        if lane.claim is not None:
+            self._log.pause([lane.at])
+            lane.claim = None
+        pause_ms = min(BACKOFF_MS * 2 ** min(lane.failures, 10), BACKOFF_MAX_MS)
+        lane.failures += 1
+        lane.due_ms = self._now_ms + max(pause_ms, at_least_ms)
+        self._trouble.lanes.add(lane.at)
+        if reason != self._trouble.text or self._now_ms - self._trouble.said_ms >= REPEAT_MS:
+            self._trouble.text, self._trouble.said_ms = reason, self._now_ms
+            self._say(f"{reason}; nothing is lost, trying again")
+
+    # --- a batch ----------------------------------------------------------------------------------------------------
+
+    def _deliver(self, lane: _Lane, found: Sequence[Records]) -> int:
+        claim = lane.claim
+        assert claim is not None
+        rows = [
+            Row(offset, timestamp, key, value)
+            for records in found
+            for offset, timestamp, key, value in zip(
+                records.offsets, records.timestamps, records.keys, records.values, strict=True
+            )
+        ]
+        assert not rows or rows[0].offset >= lane.next, f"{lane.at}: {rows[0].offset} came, {lane.next} was next"
+        lane.next = max(chain([lane.next], (records.next_offset for records in found)))
+        if rows:
+            last = next(records for records in reversed(found) if records.offsets)
+            lane.mark = origin.mark_of(last, self._run_id(last.leader_epoch))
+        elif self._now_ms - lane.written_ms < IDLE_MS:
+            return 0  # markers and aborted records: their offsets travel with the next rows
+        assert lane.next > lane.position, (lane.next, lane.position)
+        outcome = self._written(lane, claim, rows)
+        match outcome:
+            case Done():
+                lane.position, lane.written_ms, lane.failures = lane.next, self._now_ms, 0
+                self._mended(lane)
+                return len(rows)
+            case Fenced(reason):
+                self._steps.reached(Step.SINK_FENCED)
+                self._later(lane, reason, FENCED_MS)
+            case NotDone(reason) | Unknown(reason):
+                self._later(lane, reason)
+        return 0
+
+    def _written(self, lane: _Lane, claim: Claim, rows: Sequence[Row]) -> Outcome:
+        place = {lane.at: Position(lane.next, lane.mark)}
+        if self._at_most_once and not self._remembers:
+            moved = self._log.commit_offsets(place)
+            if not isinstance(moved, Done):
+                return moved
+        try:
+            outcome = self._connection.write(claim, lane.position, lane.next, lane.mark, rows)
+        except RowRefused as why:
+            raise SinkError(
+                f"{self._sink.where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: "
+                f"{why}. Neither it nor what follows in its partition was delivered. Make the table take it, then "
+                "start the app again: the delivery goes on at that record."
+            ) from None
+        if isinstance(outcome, Done) and not self._remembers and not self._at_most_once:
+            moved = self._log.commit_offsets(place)
+            if not isinstance(moved, Done):
+                return moved
+        return outcome
+
+    def _run_id(self, epoch: int) -> str:
+        if epoch not in self._runs and self._runs:  # the broker has started again since
+            self._runs = origin.runs(self._log, self._log.topics())
+        return self._runs.get(epoch, "")
+
+    def _mended(self, lane: _Lane) -> None:
+        if lane.at in self._trouble.lanes:
+            self._trouble.lanes.discard(lane.at)
+            if not self._trouble.lanes:
+                self._trouble = _Trouble()
+                self._say(f"{self._sink.where}: delivering again")
+
+    def _tell(self, lanes: Any) -> None:
+        """The group's offsets follow, for whoever watches the lag; the outcome does not matter."""
+        if not self._remembers:
+            return
+        moved = [lane for lane in lanes if lane.claim is not None and lane.position > lane.told]
+        if moved:
+            self._log.commit_offsets({lane.at: Position(lane.position) for lane in moved})
+        for lane in moved:
+            lane.told = lane.position
