@@ -68,7 +68,7 @@ class ScriptedNode:
 
     @property
     def unsynced(self) -> bool:
-        return self.durable < self.appended
+        return (self.durable if self.config.durability == FSYNC else self.written) < self.appended
 
     def sync(self) -> int:
         covered = self.written
@@ -84,11 +84,9 @@ class ScriptedNode:
         self.held = [(at, reply) for at, reply in self.held if at > position]
         return free
 
-    def checkpoint(self, now_ms: int) -> list[Reply]:
+    def checkpoint(self) -> None:
         self.checkpoints += 1
         self.checkpoint_due = False
-        self.write()
-        return self.synced(self.written, now_ms)
 
 
 class Client:

@@ -38,7 +38,7 @@ def serve(folder: Path, listen: str, advertise: str | None, durability: str, set
         now_ms = clock()
         try:
             node = Node(
-                Disk(folder), config, now_ms=now_ms(), steps=steps_from(os.environ), dice=random.SystemRandom()
+                Disk(folder), config, now_ms=now_ms(), steps=steps_from(os.environ), random=random.SystemRandom()
             )
         except OSError as error:
             raise SemelError(
@@ -48,11 +48,11 @@ def serve(folder: Path, listen: str, advertise: str | None, durability: str, set
         logger.info("%s recovered in %.2f s, durability=%s", folder, time.monotonic() - started, config.durability)
 
         def ready(host: str, port: int) -> None:
-            node.listening(*(advertised or (host, port)))
+            node.address = advertised or (host, port)
             print(f"ready {host}:{port}", flush=True)
 
         asyncio.run(Server(node, folder, now_ms).run(host, port, ready))
-        node.close(now_ms())
+        node.close()
         logger.info("stopped")
     finally:
         lock.release()

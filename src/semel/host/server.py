@@ -52,6 +52,7 @@ class Server:
     def __init__(self, node: Node, folder: Path, now_ms: Callable[[], int]) -> None:
         self.frame_bytes_max = FRAME_BYTES_MAX
         self._node = node
+        self._syncs = node.config.durability != OS
         self._folder = folder
         self._now_ms = now_ms
         self._connections: dict[int, Connection] = {}
@@ -196,18 +197,19 @@ class Server:
         assert self._stopping is not None and self._quiet is not None
         node = self._node
         if node.unsynced:
-            node.write()
+            written = node.write()
+            if not self._syncs:
+                self._deliver(node.synced(written, self._now_ms()))  # written is durable: nothing to wait for
         if self._syncing is not None:
             return
-        if node.checkpoint_due:
-            self._deliver(node.checkpoint(self._now_ms()))  # makes everything durable that was written
-        elif node.unsynced and node.config.durability == OS:
-            self._deliver(node.synced(node.sync(), self._now_ms()))  # written is durable: nothing to wait for
+        last = self._stopping.is_set() and not self._quiet.is_set()
+        if node.checkpoint_due or last:
+            node.checkpoint()
+            self._deliver(node.synced(node.sync(), self._now_ms()))
         elif node.unsynced:
             self._syncing = self._thread.submit(node.sync)
             self._syncing.add_done_callback(self._sync_over)
-        if self._stopping.is_set() and not self._quiet.is_set() and self._syncing is None:
-            self._deliver(node.checkpoint(self._now_ms()))
+        if last and not node.unsynced:
             self._quiet.set()
 
     def _sync_over(self, done: Future[int]) -> None:
@@ -255,8 +257,9 @@ class Server:
             logger.error("the broker met a bug of its own and ends before it answers", exc_info=error)
         for connection in list(self._connections.values()):
             connection.abort()
-        assert self._stopping is not None
+        assert self._stopping is not None and self._quiet is not None
         self._stopping.set()
+        self._quiet.set()
 
     def _explained(self, error: BaseException) -> str:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
