@@ -1,0 +1,86 @@
+"""`semel verify`: crash an app at every step, then compare its input with its output.
+
+Exit code 0 holds, 1 broken (with a counter-example), 2 unknown or not possible to carry out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from semel.contract import Mode
+from semel.errors import UsageError
+
+ROW = "{:34} {:24} {:>9} {:>9} {:>6} {:>9} {:>6}"
+
+
+def verify(
+    app: Annotated[str, typer.Argument(help="The file that makes the App; file.py:name where it makes several.")],
+    on: Annotated[str, typer.Option(help="broker (a process of its own), embedded, or kafka://HOST:PORT.")] = "broker",
+    input: Annotated[list[str] | None, typer.Option(help="TOPIC=FILE.jsonl, once per topic.")] = None,
+    crashes: Annotated[int, typer.Option(min=1, help="How many kills.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the schedule and of generated input.")] = 1,
+    mode: Annotated[Mode, typer.Option(help="The mode that the workers run in.")] = Mode.EXACTLY_ONCE,
+    list_steps: Annotated[bool, typer.Option("--list-steps", help="Print the named steps of this app's path.")] = False,
+    at: Annotated[
+        list[str] | None, typer.Option(help="Only at this step; once per step (to show a known bug).")
+    ] = None,
+    keep: Annotated[bool, typer.Option(help="Leave the run's folder: the logs of all processes.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Crash an app at every step of its protocols, then compare what it read with what it wrote."""
+    from semel.host.load import load_app
+    from semel.ports import Step
+    from semel.proof.campaign import Asked, steps_of
+    from semel.proof.campaign import verify as run
+
+    loaded = load_app(app)
+    if list_steps:
+        for step in steps_of(loaded.graph(), on):
+            print(step.value)
+        return
+    inputs = {}
+    for one in input or []:
+        topic, equals, path = one.partition("=")
+        if not equals or not topic or not path:
+            raise UsageError(f"--input {one}: write TOPIC=FILE.jsonl.")
+        inputs[topic] = path
+    try:
+        directed = tuple(Step(step) for step in at or [])
+    except ValueError as why:
+        raise UsageError(f"--at: {why}. `semel verify {app} --list-steps` prints the steps.") from None
+    name, _, _ = app.rpartition(":") if app.rpartition(":")[1] and not app.endswith(".py") else (app, "", "")
+    file = str(Path(name).resolve()) + app[len(name) :]
+    asked = Asked(file, on, inputs, crashes, seed, mode, directed=directed, keep=keep)
+    report = run(loaded, asked, lambda line: print(line, file=sys.stderr, flush=True))
+    if json_:
+        print(json.dumps(report.as_json()))
+    else:
+        show(report)
+    raise typer.Exit(report.verdict.exit_code)
+
+
+def show(report: object) -> None:
+    """The report for a person."""
+    from semel.verify.verdict import Report
+
+    assert isinstance(report, Report)
+    print(
+        f"\n{report.app} on {report.on}, {report.mode}, seed {report.seed}: {report.input_records} input records, "
+        f"{report.kills_worker} workers and {report.kills_broker} brokers killed, {report.zombies} zombies "
+        f"({report.refused} refused), {report.seconds:.0f} s\n"
+    )
+    print(ROW.format("output", "compared as", "expected", "present", "lost", "repeated", "wrong"))
+    for o in report.outputs:
+        print(ROW.format(o.name[:34], o.kind[:24], o.expected, o.present, o.lost, o.repeated, o.wrong))
+        if o.unknown:
+            print(f"    unknown: {o.unknown}")
+    for doubt in report.doubts:
+        print(f"\ndoubt: {doubt}")
+    if report.counterexample:
+        print(f"\ncounter-example: {report.counterexample}")
+    print(f"\nverdict: {report.verdict.value}")

@@ -1,0 +1,202 @@
+"""One run of `semel verify`: a world of its own, workers in it, the storm, then the reckoning.
+
+Invariant: the verdict comes from what was read back after the run, and a run that proved little says so.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from semel.app import App
+from semel.contract import Mode
+from semel.errors import UsageError
+from semel.ports import Step
+from semel.proof.processes import BrokerChild, Child, ProofError, semel_command
+from semel.proof.storm import Storm, storm_of
+from semel.proof.world import World, sink_connections
+from semel.streams import graph as g
+from semel.verify import checkers
+from semel.verify.oracle import reckon, reckon_sink
+from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, schedule
+from semel.verify.verdict import Report
+from semel.verify.workload import workload
+
+WORKERS = 2
+SESSION_MS_BROKER = 1_500
+SESSION_MS_KAFKA = 6_000
+RECORDS_PER_CRASH = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user asked for."""
+
+    app_file: str
+    on: str = "broker"
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    crashes: int = 20
+    seed: int = 1
+    mode: Mode = Mode.EXACTLY_ONCE
+    durability: str = "fsync"
+    directed: tuple[Step, ...] = ()
+    keep: bool = False  # leave the folder of the run (logs, counters)
+
+
+def steps_of(graph: g.Graph, on: str) -> tuple[Step, ...]:
+    """The named steps that this app passes through on this log."""
+    broker = () if on.startswith("kafka://") else BROKER_STEPS
+    return (*WORKER_STEPS, *broker, *(SINK_STEPS if graph.sinks else ()))
+
+
+def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
+    """Runs the whole verification; ProofError or UsageError when it cannot be carried out."""
+    graph = app.graph()
+    if asked.on != "broker" and not asked.on.startswith("kafka://"):
+        raise UsageError(f"--on {asked.on}: broker, embedded or kafka://HOST:PORT.")
+    began = time.monotonic()
+    dice = random.Random(asked.seed)
+    folder = Path(tempfile.mkdtemp(prefix="semel-verify-"))
+    prefix = f"verify-{secrets.token_hex(4)}."
+    broker: BrokerChild | None = None
+    workers: list[Child] = []
+    world: World | None = None
+    sinks: dict[str, Any] = {}
+    try:
+        if asked.on == "broker":
+            settings = [f"num.partitions={4}", "group.min.session.timeout.ms=1000"]
+            broker = BrokerChild(folder, settings, asked.durability)
+            broker.start()
+            if not broker.wait_ready():
+                raise ProofError(f"semel broker does not start:\n{broker.tail()}")
+            url, session_ms = f"kafka://{broker.address}", SESSION_MS_BROKER
+        else:
+            url, session_ms = asked.on, SESSION_MS_KAFKA
+        world = World(url, prefix, graph)
+        world.log.connect()
+        sinks = sink_connections(graph, prefix)
+        given = workload(world.sources, _sample(app), _files(asked.inputs), dice)
+        world.prepare(given, slices=int(asked.crashes * 1.6) + 4)
+        plan = schedule(
+            dice, asked.crashes, workers=WORKERS, broker=broker is not None, sinks=bool(graph.sinks),
+            file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
+        )  # fmt: skip
+        for slot in range(WORKERS):
+            command = semel_command(
+                "run", asked.app_file, "--on", url, "--mode", asked.mode.value, "--state", str(folder / f"state-{slot}")
+            )
+            env = {"SEMEL_PREFIX": prefix, "SEMEL_TRACE": "1", "SEMEL_SESSION_MS": str(session_ms)}
+            workers.append(Child(f"worker-{slot + 1}", folder, command, env))
+        storm = storm_of(
+            plan, workers, broker, crashes=asked.crashes, session_s=session_ms / 1000, feed=world.feed, say=say
+        )
+        world.feed()
+        storm.run(deadline_s=60 + 12 * plan.kills)
+        storm.calm()
+        say(f"{storm.kills_worker + storm.kills_broker} kills; finishing the rest of the input")
+        while world.feed():
+            pass
+        if not world.settled(alive=lambda: _alive(storm)):
+            raise ProofError(
+                "the app did not finish its input within the time, with nothing broken any more. The workers said:\n"
+                + "\n".join(w.tail() for w in workers)
+            )
+        hits = _hits(workers, broker)
+        for worker in workers:
+            if (code := worker.leave()) != 0:
+                storm.failures.append(f"{worker.name} left with exit code {code}:\n{worker.tail()}")
+        committed = world.committed()
+        outputs = reckon(graph, committed)
+        outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
+        outputs.append(checkers.monotonic("positions over time", world.history))
+        doubts = _doubts(graph, asked, storm, hits, plan.steps)
+        return Report(
+            app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
+            kills_broker=storm.kills_broker, zombies=storm.zombies, refused=storm.refused,
+            steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on)},
+            outputs=tuple(outputs), doubts=tuple(doubts), seconds=time.monotonic() - began, input_records=world.fed,
+        )  # fmt: skip
+    finally:
+        for worker in workers:
+            worker.kill()
+        for _, connection in sinks.values():
+            _remove(connection, say)
+        if world is not None:
+            if broker is None:
+                world.remove()
+            world.close()
+        if broker is not None:
+            broker.kill()
+        if asked.keep:
+            say(f"kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _doubts(
+    graph: g.Graph, asked: Asked, storm: Storm, hits: Mapping[Step, int], planned: frozenset[Step]
+) -> list[str]:
+    """Why this run, though nothing was found, proves little (DESIGN §7)."""
+    doubts = []
+    missed = [s.value for s in steps_of(graph, asked.on) if not hits.get(s)]
+    if missed:
+        doubts.append(f"steps of the path that were never reached: {', '.join(missed)}")
+    if storm.kills_worker + storm.kills_broker < asked.crashes:
+        doubts.append(f"{storm.kills_worker + storm.kills_broker} kills, {asked.crashes} were asked for")
+    if storm.zombies and not storm.refused:
+        doubts.append(f"{storm.zombies} zombies were resumed after their successor's commit, and none was refused")
+    doubts += [f"not a crash of ours: {failure}" for failure in storm.failures]
+    return doubts
+
+
+def _hits(workers: list[Child], broker: BrokerChild | None) -> dict[Step, int]:
+    total = dict.fromkeys(Step, 0)
+    for child in (*workers, *((broker,) if broker else ())):
+        for step, count in child.hits().items():
+            total[step] += count
+    return total
+
+
+def _alive(storm: Storm) -> None:
+    for slot in storm.slots:
+        code = slot.child.exit_code()
+        if code is not None:
+            raise ProofError(f"{slot.child.name} ended by itself with exit code {code}:\n{slot.child.tail(30)}")
+
+
+def _is_file(sink: object) -> bool:
+    return type(sink).__name__ == "SQLite"
+
+
+def _sample(app: App) -> Any:
+    return app.sample() if callable(app.sample) else app.sample
+
+
+def _files(inputs: Mapping[str, str]) -> dict[str, tuple[str, Callable[[], Iterator[bytes]]]]:
+    found: dict[str, tuple[str, Callable[[], Iterator[bytes]]]] = {}
+    for topic, path in inputs.items():
+        if not Path(path).is_file():
+            raise UsageError(f"--input {topic}={path}: there is no such file.")
+
+        def lines(path: str = path) -> Iterator[bytes]:
+            with open(path, "rb") as file:
+                yield from file
+
+        found[topic] = (path, lines)
+    return found
+
+
+def _remove(connection: Any, say: Callable[[str], None]) -> None:
+    try:
+        connection.drop()
+    except Exception as why:
+        say(f"the run's own table could not be removed: {why}")
+    finally:
+        connection.close()

@@ -1,0 +1,214 @@
+"""The log and the sinks of one run, as verify sees them from outside: filled, watched, read back, removed.
+
+Invariant: only topics, groups and tables that carry the run's prefix are ever written or removed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from semel.host.cluster import ClusterLog
+from semel.ports import Headers, NewTopic, NoSteps, Position, Records, Sink, SinkConnection, TopicPartition
+from semel.streams import graph as g
+from semel.verify.oracle import Committed, Row, origin_of
+from semel.verify.workload import Given
+
+PARTITIONS = 4
+SETTLE_S = 90.0
+ASK_EVERY_S = 0.3
+
+
+class World:
+    """One run's corner of a Kafka-protocol log. `prefix` begins every name."""
+
+    def __init__(self, url: str, prefix: str, graph: g.Graph, partitions: int = PARTITIONS) -> None:
+        self.url, self.prefix, self.graph = url, prefix, graph
+        self.partitions = partitions
+        self.log = ClusterLog(url, group=prefix + graph.app)
+        self.sources = {n.topic.name: n.topic for n in graph.nodes if isinstance(n, g.Read)}
+        self.waiting: deque[tuple[str, Given]] = deque()
+        self.fed = 0
+        self.slice = 1
+        self.history: dict[str, list[int]] = {}
+        self._writers: dict[str, Callable[..., None]] = {}
+        self._asked = 0.0
+
+    # --- input ---
+
+    def prepare(self, workload: Mapping[str, list[Given]], slices: int) -> None:
+        """Creates the source topics; the input waits, to be let through in about `slices` slices."""
+        self.log.create(
+            [NewTopic(self.prefix + name, topic.partitions or self.partitions) for name, topic in self.sources.items()]
+        )
+        self._writers = {name: self.log.writer(self.prefix + name) for name in self.sources}
+        # Interleaved, so that every slice has some of each topic.
+        queues = [deque((name, one) for one in given) for name, given in workload.items()]
+        while any(queues):
+            for queue in queues:
+                for _ in range(min(50, len(queue))):
+                    self.waiting.append(queue.popleft())
+        self.slice = max(1, len(self.waiting) // max(1, slices))
+
+    def feed(self, count: int | None = None) -> bool:
+        """The next slice of input; False when nothing is left."""
+        if not self.waiting:
+            return False
+        for _ in range(min(count or self.slice, len(self.waiting))):
+            name, one = self.waiting.popleft()
+            self._writers[name](-1, one.key, one.value, one.timestamp, None)
+            self.fed += 1
+        return True
+
+    # --- watching ---
+
+    def group_sources(self) -> list[TopicPartition]:
+        """Every partition that a task reads."""
+        topics = self.log.topics()
+        return [
+            TopicPartition(self.prefix + name, p)
+            for sub in self.graph.subtopologies
+            for name in sub.sources
+            for p in range(topics[self.prefix + name].partitions if self.prefix + name in topics else 0)
+        ]
+
+    def watch(self) -> None:
+        """Notes the committed positions now and then: they must never go back (B14)."""
+        if time.monotonic() - self._asked < ASK_EVERY_S:
+            return
+        self._asked = time.monotonic()
+        for at, position in self.log.committed(self.group_sources()).items():
+            if position is not None:
+                self.history.setdefault(f"{at.topic}-{at.partition}", []).append(position.offset)
+
+    def settled(self, give_up_s: float = SETTLE_S, alive: Callable[[], None] = lambda: None) -> bool:
+        """Waits until everything fed is processed and delivered; False when it is not within the time."""
+        self.log.flush()
+        deadline = time.monotonic() + give_up_s
+        while time.monotonic() < deadline:
+            alive()
+            if self._reached(self.log, self.group_sources()) and all(
+                self._delivered(name) for name in self.graph.sinks
+            ):
+                return True
+            time.sleep(0.2)
+        return False
+
+    def _reached(self, log: ClusterLog, partitions: list[TopicPartition]) -> bool:
+        """Whether no committed record lies at or beyond the group's positions."""
+        if not partitions:
+            return False
+        ends, positions = log.ends(partitions), log.committed(partitions)
+        self.history_from(positions)
+        for at in partitions:
+            position = positions.get(at)
+            begin = position.offset if position is not None else 0
+            if begin < ends[at] and any(records.offsets for records in log.read(at, begin, ends[at])):
+                return False
+        return True
+
+    def history_from(self, positions: Mapping[TopicPartition, Position | None]) -> None:
+        for at, position in positions.items():
+            if position is not None and position.offset >= 0:
+                self.history.setdefault(f"{at.topic}-{at.partition}", []).append(position.offset)
+
+    def _delivered(self, sink: str) -> bool:
+        """By the delivery's group offsets: a lag metric, which is what is wanted here."""
+        outbox = self.prefix + self.outbox(sink)
+        topics = self.log.topics()
+        if outbox not in topics:
+            return False
+        log = ClusterLog(self.url, group=f"{self.prefix}{self.graph.app}.{sink}")
+        try:
+            partitions = [TopicPartition(outbox, p) for p in range(topics[outbox].partitions)]
+            ends, positions = log.ends(partitions), log.committed(partitions)
+            for at in partitions:
+                position = positions.get(at)
+                begin = position.offset if position is not None else 0
+                if begin < ends[at] and any(records.offsets for records in log.read(at, begin, ends[at])):
+                    return False
+            return True
+        finally:
+            log.close()
+
+    def outbox(self, sink: str) -> str:
+        return next(w.outbox for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)
+
+    # --- reading back ---
+
+    def committed(self) -> Committed:
+        """Everything committed in every topic of the run, and the group's positions."""
+        found = Committed()
+        wanted = {*self.sources, *self.graph.topics, *self.graph.internal}
+        wanted.add(g.internal_name(self.graph.app, "", g.InternalKind.ORDER))
+        topics = self.log.topics()
+        for name in sorted(wanted):
+            info = topics.get(self.prefix + name)
+            if info is None:
+                continue
+            partitions = [TopicPartition(info.name, p) for p in range(info.partitions)]
+            ends = self.log.ends(partitions)
+            for at in partitions:
+                plain = TopicPartition(name, at.partition)
+                rows = found.records.setdefault(plain, [])
+                for records in self.log.read(at, 0, ends[at]):
+                    rows += _rows(records)
+                # Behind the last record only markers and aborted records can lie.
+                found.ends[plain] = rows[-1].offset + 1 if rows else 0
+        for at, position in self.log.committed(self.group_sources()).items():
+            if position is not None:
+                plain = TopicPartition(at.topic.removeprefix(self.prefix), at.partition)
+                # A position past markers and aborted records is the same place as the last record's next one.
+                found.positions[plain] = self._last_record_below(found.records.get(plain, []), position.offset)
+        return found
+
+    @staticmethod
+    def _last_record_below(rows: list[Row], position: int) -> int:
+        below = [row.offset for row in rows if row.offset < position]
+        if len(below) == len(rows) and (not rows or position >= rows[-1].offset + 1):
+            return rows[-1].offset + 1 if rows else 0
+        return below[-1] + 1 if below else 0
+
+    # --- leaving ---
+
+    def remove(self) -> None:
+        """Deletes the run's topics and groups."""
+        names = [name for name in self.log.topics() if name.startswith(self.prefix)]
+        if names:
+            for future in self.log._admin.delete_topics(names).values():
+                _quietly(future)
+        groups = [self.prefix + self.graph.app, *(f"{self.prefix}{self.graph.app}.{s}" for s in self.graph.sinks)]
+        for future in self.log._admin.delete_consumer_groups(groups).values():
+            _quietly(future)
+
+    def close(self) -> None:
+        self.log.close()
+
+
+def _quietly(future: Any) -> None:
+    # What cannot be removed (never created, still in use for a moment) is the run's own and harms nobody.
+    try:
+        future.result(10)
+    except Exception as why:
+        del why
+
+
+def _rows(records: Records) -> list[Row]:
+    headers: Sequence[Headers | None] = records.headers or [None] * len(records.offsets)
+    return [
+        Row(o, t, k, v, origin_of(h))
+        for o, t, k, v, h in zip(
+            records.offsets, records.timestamps, records.keys, records.values, headers, strict=True
+        )
+    ]
+
+
+def sink_connections(graph: g.Graph, prefix: str) -> dict[str, tuple[Sink[Any, Any], SinkConnection]]:
+    """The run's own tables: each sink renamed by the prefix, as the workers do it."""
+    found = {}
+    for name, sink in graph.sinks.items():
+        own = sink.renamed(prefix)
+        found[name] = (own, own.open(NoSteps()))
+    return found
