@@ -46,6 +46,14 @@ def cluster_logs(folder: Path) -> Logs:
     )
 
 
+def embedded_logs(folder: Path) -> Logs:
+    from semel.host.embedded import EmbeddedLog
+    from semel.host.engine import Engine
+
+    engine = Engine(folder / "data")
+    return Logs(lambda **s: EmbeddedLog(engine, **s), engine.close)
+
+
 class Member:
     """A listener that remembers what it was told and starts where the group's offsets are, or at 0."""
 

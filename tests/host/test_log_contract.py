@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from semel.ports import Done, LogLost, NewTopic, Position, Records, TopicPartition
-from tests.host.logs import Logs, Member, cluster_logs, fill, parts, polled, read_all, take
+from tests.host.logs import Logs, Member, cluster_logs, embedded_logs, fill, parts, polled, read_all, take
 
 NAMES = itertools.count()
 
 
-@pytest.fixture(scope="module", params=["broker"])
+@pytest.fixture(scope="module", params=["embedded", "broker"])
 def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logs]:
-    made = cluster_logs(tmp_path_factory.mktemp("log"))
+    made = {"embedded": embedded_logs, "broker": cluster_logs}[request.param](tmp_path_factory.mktemp("log"))
     yield made
     made.close()
 
