@@ -99,7 +99,7 @@ class Member:
     # --- What the user asks ---------------------------------------------------------------------------------------
 
     def join(self, now_ms: int) -> list[Effect]:
-        self._become(State.JOINING)
+        self._join_again(now_ms)
         return self._advance(now_ms, [])
 
     def rejoin(self, now_ms: int) -> list[Effect]:
@@ -115,8 +115,11 @@ class Member:
         out: list[Effect] = []
         self.assigned = ()
         # What is in flight is of no interest any more, and its answer must not be taken for the leave's.
-        self._flights.close(out)
+        asking = self._flights.close(out)
         self._become(State.LEAVING)
+        if not self.member_id and self.config.instance_id is None:
+            self._depart(Unknown("it may still join, under an id it never learned") if asking else Done(), out)
+            return out
         self._attempts = 0
         self._again_at_ms = now_ms
         return self._advance(now_ms, out)
