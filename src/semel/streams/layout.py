@@ -1,0 +1,178 @@
+"""The topics of an app on a log: which must be there, which are created, which stop the start.
+
+Invariant: a worker runs only if every internal topic is as the topology needs it, sized as it was when it was made;
+what cannot be right (another partition count under existing state, a retention limit on an outbox, a leftover topic
+with unread records) stops the start with a message, never a silent repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from semel.errors import SemelError, UsageError
+from semel.ports import Log, NewTopic, TopicInfo, TopicPartition
+from semel.streams import graph as g
+from semel.streams.topic import NAME_LENGTH_MAX
+
+
+class LayoutError(SemelError):
+    """The log's topics and the topology do not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a worker knows of the log's topics, by names without prefix. `partitions`: of every topic it uses."""
+
+    prefix: str
+    partitions: Mapping[str, int]
+    ids: Mapping[str, str]
+
+    def at(self, topic: str, partition: int) -> TopicPartition:
+        """As the log names it."""
+        return TopicPartition(self.prefix + topic, partition)
+
+    def bare(self, at: TopicPartition) -> TopicPartition:
+        """As the topology names it."""
+        assert at.topic.startswith(self.prefix), (at, self.prefix)
+        return TopicPartition(at.topic[len(self.prefix) :], at.partition)
+
+    def all(self, topic: str) -> list[TopicPartition]:
+        return [self.at(topic, p) for p in range(self.partitions[topic])]
+
+
+def lay_out(graph: g.Graph, log: Log, *, prefix: str = "", trace: bool = False) -> Layout:
+    """Validates what is there, creates what is missing, and says what is there now."""
+    there = _bare(log.topics(), prefix)
+    counts = {name: info.partitions for name, info in there.items()}
+    internal = dict(graph.internal)
+    if trace:
+        order = g.internal_name(graph.app, "", g.InternalKind.ORDER)
+        first = next(graph.folds(), graph.nodes[0])
+        sources = tuple(topic for sub in graph.subtopologies for topic in sub.sources)
+        internal[order] = g.InternalTopic(
+            order, g.InternalKind.ORDER, first.place, sources, g.CONFIGS[g.InternalKind.ORDER]
+        )
+    missing: dict[str, NewTopic] = {}
+
+    def size(name: str) -> int:
+        """The partition count that a topic has or is going to have."""
+        if name in counts:
+            return counts[name]
+        if name in internal:
+            count = max(size(source) for source in internal[name].sized_by)
+            missing[name] = NewTopic(prefix + name, count, internal[name].config)
+        else:
+            count = _user_topic(graph, name, log.name, size)
+            missing[name] = NewTopic(prefix + name, count)
+        counts[name] = count
+        return count
+
+    for name, topic in graph.topics.items():
+        if size(name) != topic.partitions and topic.partitions is not None:
+            raise LayoutError(
+                f"{log.name}: topic {name} has {counts[name]} partitions, the Topic at {topic.place} says "
+                f"{topic.partitions}. Change one of them."
+            )
+    for name, made in internal.items():
+        if len(prefix + name) > NAME_LENGTH_MAX:
+            raise UsageError(f"topic {prefix + name}: a name has at most {NAME_LENGTH_MAX} characters.")
+        if size(name) and name not in missing:
+            _check_config(log, prefix + name, made)
+    _check_counts(graph, counts, log.name)
+    if missing:
+        log.create(list(missing.values()))
+        there = _bare(log.topics(), prefix)
+        if absent := [name for name in missing if name not in there]:
+            raise LayoutError(f"{log.name}: topic {absent[0]} was created and is not there.")
+        counts.update({name: there[name].partitions for name in missing})
+        _check_counts(graph, counts, log.name)
+    used = [*graph.topics, *internal]
+    return Layout(prefix, {name: counts[name] for name in used}, {name: there[name].topic_id for name in used})
+
+
+def leftovers(graph: g.Graph, log: Log, layout: Layout) -> list[str]:
+    """Messages about internal topics of this app that no node owns and that hold records its group has begun to read
+    and not finished: what a removed repartition or sink leaves behind."""
+    found = []
+    opening = f"{graph.app}-"
+    known = {*graph.internal, *graph.topics, g.internal_name(graph.app, "", g.InternalKind.ORDER)}
+    for name, info in sorted(_bare(log.topics(), layout.prefix).items()):
+        if name in known or not name.startswith(opening) or not name.endswith(f"-{g.InternalKind.REPARTITION}"):
+            continue
+        partitions = [TopicPartition(layout.prefix + name, p) for p in range(info.partitions)]
+        committed = log.committed(partitions)
+        ends = log.ends(partitions)
+        unread = sum(
+            max(0, ends[at] - position.offset) for at in partitions if (position := committed.get(at)) is not None
+        )
+        if unread and any(holds_records(log, at, position.offset) for at in partitions if (position := committed[at])):
+            found.append(
+                f"{log.name}: topic {name} belongs to app {graph.app}, no operator of the program reads it any more, "
+                f"and up to {unread} of its records were not read. Put the operator back and let it finish, or drop "
+                f"them: delete the topic."
+            )
+    return found
+
+
+def holds_records(log: Log, at: TopicPartition, start: int | None = None) -> bool:
+    """Whether a partition holds a committed record at or after `start`."""
+    begin = max(log.starts([at])[at], start or 0)
+    end = log.ends([at])[at]
+    return any(records.offsets for records in log.read(at, begin, end)) if end > begin else False
+
+
+def _bare(topics: Mapping[str, TopicInfo], prefix: str) -> dict[str, TopicInfo]:
+    return {name[len(prefix) :]: info for name, info in topics.items() if name.startswith(prefix)}
+
+
+def _user_topic(graph: g.Graph, name: str, where: str, size: object) -> int:
+    """The count of a user's topic that is not there: as declared; an output has as many as what it is written from."""
+    assert callable(size)
+    topic = graph.topics[name]
+    if topic.partitions is not None:
+        return topic.partitions
+    if any(isinstance(node, g.Read) and node.topic.name == name for node in graph.nodes):
+        raise UsageError(
+            f"topic {name} is not there at {where}, and the app reads it (Topic at {topic.place}). Write to it first "
+            f"(`semel write {name} FILE`), or say how many partitions it is created with: Topic({name!r}, …, "
+            "partitions=4)."
+        )
+    writers = {node.id for node in graph.writes() if node.topic is not None and node.topic.name == name}
+    subs = [sub for sub in graph.subtopologies if writers.intersection(sub.nodes)]
+    return max((int(size(source)) for sub in subs for source in sub.sources), default=1)
+
+
+def _check_config(log: Log, name: str, made: g.InternalTopic) -> None:
+    config = log.config(name)
+    for key, wanted in made.config.items():
+        got = config.get(key)
+        if got is not None and got != wanted and set(got.split(",")) != set(wanted.split(",")):
+            raise LayoutError(
+                f"{log.name}: topic {name} ({made.kind} of {made.place}) has {key}={got}; it must be {wanted}, or "
+                f"records could be gone before they were read. Set it: {key}={wanted}."
+            )
+
+
+def _check_counts(graph: g.Graph, counts: Mapping[str, int], where: str) -> None:
+    for sub in graph.subtopologies:
+        for group in sub.copartitioned:
+            if len({counts[topic] for topic in group}) > 1:
+                told = ", ".join(f"{topic} has {counts[topic]}" for topic in group)
+                raise LayoutError(
+                    f"{where}: {told} partitions, and they meet in one state: equal keys must be in equal partitions. "
+                    "Give them equal counts, or put a key_by before the merge."
+                )
+        tasks = max(counts[source] for source in sub.sources)
+        for node in (graph.nodes[i] for i in sub.nodes):
+            if isinstance(node, g.Fold) and counts[node.topic] != tasks:
+                raise LayoutError(
+                    f"{where}: the state {node.name!r} ({node.place}) was kept in {counts[node.topic]} partitions "
+                    f"(topic {node.topic}), its input {_join(sub.sources)} now has {tasks}: keys have moved to other "
+                    f"partitions than their state. Go back to {counts[node.topic]}, or start anew: "
+                    f"`semel app reset {graph.app}`."
+                )
+
+
+def _join(names: Sequence[str]) -> str:
+    return ", ".join(names)
