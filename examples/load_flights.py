@@ -72,7 +72,11 @@ def main() -> int:
         )
         return 2
     bootstrap = asked.url.removeprefix("kafka://")
-    held = prepare(bootstrap, asked.topic, asked.partitions)
+    try:
+        held = prepare(bootstrap, asked.topic, asked.partitions)
+    except Exception as away:  # confluent-kafka's own, which is imported only below
+        print(f"error: {asked.url} does not answer as a broker ({away}). Is one running there?", file=sys.stderr)
+        return 1
     if held:
         print(
             f"error: {asked.topic} on {asked.url} already holds {held:,} records: nothing was written.", file=sys.stderr
@@ -91,12 +95,12 @@ def prepare(bootstrap: str, topic: str, partitions: int) -> int:
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
 
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     known = admin.list_topics(timeout=20).topics
     if topic not in known:
         admin.create_topics([NewTopic(topic, num_partitions=partitions)])[topic].result(20)
         return 0
-    reader = Consumer({"bootstrap.servers": bootstrap, "group.id": "load-flights", "enable.auto.commit": False})
+    reader = Consumer({"bootstrap.servers": bootstrap, "group.id": "load-flights", "log_level": 0})
     try:
         marks = [reader.get_watermark_offsets(TopicPartition(topic, n), timeout=20) for n in known[topic].partitions]
     finally:
