@@ -27,11 +27,12 @@ from semel.errors import SemelError
 from semel.host.postgres import PostgresServer
 from semel.proof.processes import semel_command
 
+WIDTH = 110  # of what goes to a file
 MODES = ("at-most-once", "at-least-once", "exactly-once")
 
 
 def main() -> int:
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     seed = os.environ.get("DEMO_SEED", "1")
     if not seed.isdigit():
         console.print(f"error: DEMO_SEED={seed}: a number, please", markup=False, highlight=False)

@@ -133,12 +133,12 @@ class Screen:
 
 def result(lines: Sequence[Line]) -> Table:
     """The reckoning, for people."""
-    table = Table(title="Input against output", title_justify="left", pad_edge=False, box=None, padding=(0, 2))
-    table.add_column("mode")
-    table.add_column("output")
+    table = Table(title="Input against output", title_justify="left", pad_edge=False, box=None, padding=(0, 1))
+    table.add_column("mode", no_wrap=True)
+    table.add_column("output", no_wrap=True)
     for name in ("input", "expected", "present", "lost", "repeated", "wrong"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     before = ""
     for line in lines:
         if before and line.mode != before:
@@ -160,4 +160,4 @@ def remark(line: Line) -> str:
     """What a repeat or a loss inside a fold looks like from outside: a wrong value, by so many flights."""
     if not line.counted:
         return ""
-    return f"counts {abs(line.counted):,} flights too {'many' if line.counted > 0 else 'few'}"
+    return f"{abs(line.counted):,} flights too {'many' if line.counted > 0 else 'few'}"
