@@ -45,14 +45,18 @@ class File:
             for start in range(0, len(parts), _PARTS_MAX):
                 self.append(parts[start : start + _PARTS_MAX])
             return self._size
-        written = os.pwritev(self._fd, parts, self._size) if total else 0
-        if written != total:
-            # A signal, a limit or a nearly full disk cut the write short; the next one says which.
-            rest = memoryview(b"".join(parts))[written:]
-            while rest:
-                more = os.pwrite(self._fd, rest, self._size + written)
-                written += more
-                rest = rest[more:]
+        try:
+            written = os.pwritev(self._fd, parts, self._size) if total else 0
+            if written != total:
+                # A signal, a limit or a nearly full disk cut the write short; the next one says which.
+                rest = memoryview(b"".join(parts))[written:]
+                while rest:
+                    more = os.pwrite(self._fd, rest, self._size + written)
+                    written += more
+                    rest = rest[more:]
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         self._size += total
         return self._size
 
@@ -72,10 +76,14 @@ class File:
         return self._size
 
     def sync(self) -> None:
-        if _FULL_SYNC is not None:
-            fcntl.fcntl(self._fd, _FULL_SYNC)
-        else:
-            _data_sync(self._fd)
+        try:
+            if _FULL_SYNC is not None:
+                fcntl.fcntl(self._fd, _FULL_SYNC)
+            else:
+                _data_sync(self._fd)
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)

@@ -6,18 +6,19 @@ Start, in this order:
     journal = Journal.open(folder.disk)         # partitions too are opened on folder.disk: it holds the reserve
     for entry in journal.replay(): apply(entry.meta, entry.payload, entry.position)     # to the end: then all is synced
     for partition in partitions: partition.durable(journal.synced)
-    folder.recovered()                          # 0: the disk is full
+    append what recovery itself has to say (a new run, markers of prepared transactions), write, sync
+    folder.recovered()                          # only now: it takes what space is left. 0: the disk is full
 
-Running: `append` and `Partition.apply` per record, `write` once per round, `sync` in any one thread, `durable` with what
-it returned. A replayed checkpoint record calls `Partition.restore(folder.disk, snapshot)`.
+Running: `append` and `Partition.apply` per record, `write` once per round, `sync` in any one thread, `durable` with
+what it returned. A replayed checkpoint record calls `Partition.restore(folder.disk, snapshot)`.
 
 Checkpoint, when `journal.bytes_since_checkpoint` is large:
 
-    for partition in partitions: partition.sync()       # in the syncing thread first, then again here: it is then short
-    journal.checkpoint([(meta, b""), ...])              # broker records, and a Partition.checkpoint() for each partition
+    for partition in partitions: partition.sync()       # in the syncing thread first, then again here: then it is short
+    journal.checkpoint([(meta, b""), ...])              # broker records, and Partition.checkpoint() for each partition
     journal.drop_before(journal.checkpoint_position)
     for partition in partitions: partition.durable(journal.synced); partition.sweep()
-    folder.sweep((partition.topic_id, partition.index) for partition in partitions)     # removes deleted topics' files
+    folder.sweep((partition.topic_id, partition.index) for partition in partitions)     # deleted topics' files go
 
 Files of a deleted topic are left alone until that sweep: until a checkpoint, a crash may bring the topic back.
 """

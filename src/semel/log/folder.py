@@ -29,15 +29,15 @@ _ZEROS: Final = bytes(256 << 10)
 class Folder:
     """`disk` is what journal and partitions are to be opened on: it gives up the reserve when recovery needs it."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, reserve_bytes: int) -> None:
         self._real = disk
-        self._reserve: File | None = None
+        self._reserve_bytes = reserve_bytes
         self.recovering = True
         self.released = False  # the disk was full while recovering
         self.disk: Disk = _Reserving(disk, self)
 
     @staticmethod
-    def open(disk: Disk) -> Folder:
+    def open(disk: Disk, *, reserve_bytes: int = RESERVE_BYTES) -> Folder:
         """Checks the format, or makes a new folder. FolderError for another version or somebody else's folder."""
         if disk.exists(_FORMAT):
             found = disk.open(_FORMAT).read(0, 100).decode("utf-8", "replace").strip()
@@ -60,7 +60,7 @@ class Folder:
             file.close()
             disk.rename(_FORMAT + _UNFINISHED, _FORMAT)
             disk.sync_folder("")
-        return Folder(disk)
+        return Folder(disk, reserve_bytes)
 
     def release(self) -> bool:
         """Gives the reserve back to the disk; False when there is none."""
@@ -77,13 +77,13 @@ class Folder:
         self.recovering = False
         if self._real.exists(_RESERVE):
             size = self._real.open(_RESERVE).size()
-            if size >= _RESERVE_BYTES_MIN:
+            if size >= min(_RESERVE_BYTES_MIN, self._reserve_bytes):
                 return size
-        size = RESERVE_BYTES
-        while size >= _RESERVE_BYTES_MIN:
+        size = self._reserve_bytes
+        while size > 0:
             if self._make_reserve(size):
                 return size
-            size //= 2
+            size = size // 2 if size >= 2 * _RESERVE_BYTES_MIN else 0
         return 0
 
     def _make_reserve(self, size: int) -> bool:
@@ -91,8 +91,8 @@ class Folder:
         file = self._real.open(name)
         try:
             file.truncate(0)
-            for _ in range(size // len(_ZEROS)):
-                file.append([_ZEROS])
+            for start in range(0, size, len(_ZEROS)):
+                file.append([_ZEROS[: size - start]])
             file.sync()
             file.close()
             self._real.rename(name, _RESERVE)

@@ -8,6 +8,7 @@ and the index built again from the batches.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
@@ -55,6 +56,7 @@ class Segment:
         "_indexed",
         "_places",
         "_saved",
+        "_sync_failed",
         "base_offset",
         "end_offset",
         "max_timestamp",
@@ -74,6 +76,7 @@ class Segment:
         self.end_offset = base_offset
         self.size = 0
         self.synced = 0
+        self._sync_failed = False
         self.max_timestamp = -1
         # Rows: first offset of a batch, its byte, largest timestamp of the segment before it.
         self.offsets = array("q")
@@ -85,13 +88,9 @@ class Segment:
 
     @staticmethod
     def create(disk: Disk, path: str, base_offset: int) -> Segment:
-        """A new segment; whatever a former life left under its name is cut off."""
+        """A new segment; its partition has removed what a former life left under its name."""
         segment = Segment(disk, path, base_offset)
-        file = segment.file
-        if file.size():
-            file.truncate(0)
-        if disk.exists(path + ".index"):
-            disk.remove(path + ".index")
+        assert segment.file.size() == 0, (path, segment.file.size())
         return segment
 
     @staticmethod
@@ -139,13 +138,23 @@ class Segment:
         """May run in another thread beside appends: it covers what was appended before the call."""
         size = self.size
         if size > self.synced:
+            if self._sync_failed:
+                raise CorruptSegment(
+                    f"{self.path}.log: an earlier sync failed, so nobody knows what the disk holds. Start again: "
+                    f"recovery writes it anew."
+                )
+            self._sync_failed = True
             self.file.sync()
+            self._sync_failed = False
             self.synced = size
 
     def save_index(self) -> None:
-        """Writes the new rows of the index beside the segment, unsynced: it is only a hint."""
+        """Writes the new rows of the index beside the segment, unsynced: it is only a hint, and a disk that refuses
+        it costs the next start a walk, no more."""
         rows = len(self.offsets)
-        if rows > self._saved:
+        if rows <= self._saved:
+            return
+        with contextlib.suppress(OSError):
             data = b"".join(
                 _ROW.pack(self.offsets[row], self.positions[row], self.times[row]) for row in range(self._saved, rows)
             )

@@ -339,10 +339,11 @@ class Disk:
             if data is not None:
                 _put(content, position, data[: dice.randrange(0, len(data) + 1)])
             return content
-        # The size reached the medium, and any of the pages.
+        # The size reached the medium, and any of the pages, whatever was to be cut off in between.
         for position, data in pending:
             if data is None:
-                _put(content, position, None)
+                if dice.random() < 0.5:
+                    _put(content, position, None)
                 continue
             start = 0
             while start < len(data):
