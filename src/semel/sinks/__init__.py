@@ -1,6 +1,7 @@
 """Where records leave the log. Each sink states its contract in its type."""
 
+from semel.sinks.lines import Lines
 from semel.sinks.postgres import Postgres
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["Postgres", "SQLite"]
+__all__ = ["Lines", "Postgres", "SQLite"]

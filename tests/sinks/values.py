@@ -1,0 +1,53 @@
+"""Values and helpers that the sinks' tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.ports import Done, SinkConnection
+
+LOG = LogIdentity("topic-id", 4)
+
+
+@dataclass(frozen=True)
+class Total:
+    customer: str
+    total: int
+
+
+def delivery(sink: Any, partition: int = 0) -> DeliveryId:
+    return DeliveryId("app", sink.name, partition)
+
+
+def rows(sink: Any, values: Iterable[Any], start: int = 0) -> list[Row]:
+    return [Row(start + n, 0, sink.encode_key(value), sink.encode_value(value)) for n, value in enumerate(values)]
+
+
+def deleted(sink: Any, key: object, offset: int) -> Row:
+    return Row(offset, 0, sink.encode_deleted(key), None)
+
+
+def opened(sink: Any, value_type: object = Total, steps: Any = None) -> SinkConnection:
+    connection: SinkConnection = sink.open(steps)
+    assert connection.prepare(value_type) == Done()
+    return connection
+
+
+def claimed(connection: SinkConnection, sink: Any, partition: int = 0, log: LogIdentity = LOG) -> Claim:
+    claim = connection.claim(delivery(sink, partition), log)
+    assert isinstance(claim, Claim), claim
+    return claim
+
+
+def held(connection: SinkConnection) -> list[tuple[Any, ...]]:
+    """What the table holds: each row's values in the order of its column names, sorted."""
+    return sorted(tuple(msgspec.json.decode(row).values()) for row in connection.rows())
+
+
+def totals(pairs: Iterable[tuple[str, int]]) -> list[tuple[Any, ...]]:
+    return sorted(pairs)
