@@ -21,9 +21,9 @@ from semel.broker.events import ConnectionClosed, Reply, Request
 from semel.broker.node import Node
 from semel.broker.requests import InitProducerIdRequest
 from semel.errors import SemelError, UsageError
+from semel.host.clock import clock
 from semel.host.disk import Disk
 from semel.host.lock import FolderLock
-from semel.host.server import clock
 from semel.host.steps import steps_from
 from semel.ports import LogLost, Steps
 

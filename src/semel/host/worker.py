@@ -1,0 +1,353 @@
+"""A worker process: the core of `streams/worker.py` with a log, a store, a clock and signals; a thread per delivery.
+
+Invariants: a worker runs under the identity of the slot that it has locked and of no other; the processing loop, its
+commits and the group's callbacks share the main thread; an error in any thread ends the process, and what was not
+committed is aborted by the next start under the same identity. SIGTERM and Ctrl-C commit and leave; a second one
+ends it at once.
+
+On Kafka (or `semel broker`) `workers` is a number of processes under one parent (`supervisor.py`). On the embedded log
+there is one: its folder belongs to one process, and threads of one process would share one core's time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semel.contract import Mode
+from semel.errors import SemelError, UsageError
+from semel.host.clock import clock
+from semel.host.identity import Slot, take_slot
+from semel.host.steps import steps_from
+from semel.host.supervisor import supervise
+from semel.ports import Log, LogLost, Steps, Stores
+from semel.sinks.delivery import Delivery
+from semel.streams import graph as g
+from semel.streams.worker import Worker
+
+if TYPE_CHECKING:
+    from semel.app import App
+
+EMBEDDED, KAFKA = "embedded:", "kafka://"
+POLL_S = 0.1
+LEAVE_S = 20.0  # for a delivery to finish its batch
+QUIET_S = 3.0  # without a partition for so long, it says so
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one process is asked to do."""
+
+    app: App
+    url: str
+    mode: Mode
+    prefix: str  # of every topic, group, identity and sink table; "" in production (`semel verify`)
+    trace: bool
+    state_dir: Path
+    session_timeout_ms: int | None
+    slot: int | None  # None: the first that is free
+    of: int = 0  # workers under one parent; 0: none
+
+    @property
+    def name(self) -> str:
+        return self.prefix + self.app.name
+
+
+def run_app(
+    app: App,
+    url: str,
+    mode: Mode = Mode.EXACTLY_ONCE,
+    workers: int = 1,
+    *,
+    prefix: str = "",
+    trace: bool = False,
+    state_dir: Path | None = None,
+    session_timeout_ms: int | None = None,
+) -> None:
+    """Runs until SIGTERM or Ctrl-C. What goes wrong is one line on stderr and the exit code (SystemExit): 1, or 2 for
+    what was asked wrongly."""
+    try:
+        code = _run(app, url, mode, workers, prefix, trace, state_dir, session_timeout_ms)
+    except SemelError as error:
+        _say(f"error: {error}")
+        code = error.exit_code
+    if code:
+        raise SystemExit(code)
+
+
+def _run(
+    app: App,
+    url: str,
+    mode: Mode,
+    workers: int,
+    prefix: str,
+    trace: bool,
+    state_dir: Path | None,
+    session_timeout_ms: int | None,
+) -> int:
+    if workers < 1:
+        raise UsageError(f"workers={workers}: at least 1.")
+    app.graph()  # what cannot be right is refused before anything is opened
+    name = prefix + app.name
+    if url.startswith(EMBEDDED):
+        if not url.removeprefix(EMBEDDED):
+            raise UsageError(f"{url}: write embedded:DIR, for example embedded:./data")
+        if workers > 1:
+            raise UsageError(
+                f"{workers} workers on {url}: the folder of an embedded log belongs to one process. Serve it with "
+                f"`semel broker {url.removeprefix(EMBEDDED)}` and run the workers on kafka://HOST:PORT."
+            )
+        default = Path(url.removeprefix(EMBEDDED)) / "state" / name
+    elif url.startswith(KAFKA):
+        from semel.host.kafka_client import address  # names its extra when confluent-kafka is missing
+
+        address(url)
+        default = Path(".semel") / name
+    else:
+        raise UsageError(f"{url!r} is no log. Write embedded:DIR or kafka://HOST:PORT")
+    run = Run(app, url, mode, prefix, trace, state_dir or default, session_timeout_ms, None)
+    if workers == 1:
+        return _process(run)
+    return supervise(workers, lambda slot: _child(replace(run, slot=slot, of=workers)))
+
+
+def _child(run: Run) -> int:
+    try:
+        return _process(run)
+    except SemelError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+
+
+def _process(run: Run) -> int:
+    """The whole life of one worker; 0 after a signal."""
+    parent = os.getppid()
+    leaving = Leaving(ignore_keyboard=run.of > 0)
+    try:
+        with leaving, ExitStack() as stack:
+            _work(run, leaving, stack, lambda: run.of > 0 and os.getppid() != parent)
+    except LeftEarly:
+        return 0  # nothing was begun
+    except LogLost as lost:
+        raise SemelError(str(lost)) from lost
+    return 0
+
+
+def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], bool]) -> None:
+    graph = run.app.graph()
+    steps = steps_from(os.environ)
+    now_ms = clock()
+    source = stack.enter_context(_sessions(run, steps))
+    # After the log's own folder: state on an embedded log lies inside it.
+    slot = take_slot(run.state_dir, run.name, run.slot)
+    stack.callback(slot.lock.release)
+    log = source(run.name, slot.identity, slot.identity if run.mode is Mode.EXACTLY_ONCE else None)
+    stack.callback(log.close)
+    worker = Worker(
+        graph,
+        log,
+        _stores(slot, stack),
+        mode=run.mode,
+        steps=steps,
+        commit_interval_ms=run.app.commit_interval_ms,
+        prefix=run.prefix,
+        trace=run.trace,
+        notice=_say,
+    )
+    worker.start(now_ms())
+    deliveries = [
+        _DeliveryThread(run, name, write, source(f"{run.name}.{name}", f"{slot.identity}.{name}", None), steps, now_ms)
+        for name, write in _outboxes(graph)
+    ]
+    for delivery in deliveries:
+        stack.callback(delivery.stop)
+    leaving.later()  # from here on a signal is a question, not an interruption
+    for delivery in deliveries:
+        delivery.start()
+    said, quiet_since = False, now_ms()
+    while not leaving.asked:
+        worker.run_once(now_ms(), POLL_S)
+        for delivery in deliveries:
+            if delivery.failed is not None:
+                raise delivery.failed
+        if not said and (worker.running or now_ms() - quiet_since > QUIET_S * 1000):
+            said = True
+            inputs = {run.prefix + node.topic.name for node in graph.nodes if isinstance(node, g.Read)}
+            mine = sum(at.topic in inputs for at in worker.assigned_partitions)
+            _announce(run, slot, log.name, mine)
+        if orphaned():
+            return  # without a commit: another parent may have started our successor
+    worker.close(now_ms())
+    for delivery in deliveries:
+        delivery.stop()
+        if delivery.failed is not None:
+            raise delivery.failed
+
+
+def _announce(run: Run, slot: Slot, where: str, partitions: int) -> None:
+    count = f"{partitions} partition" + ("" if partitions == 1 else "s")
+    worker = f", worker {slot.number + 1} of {run.of}" if run.of else ""
+    print(f"running {run.app.name} on {where}, {run.mode.value}, {count}{worker}", flush=True)
+
+
+def _outboxes(graph: g.Graph) -> Iterator[tuple[str, g.Write]]:
+    """One per sink: several writes to one sink share its outbox."""
+    seen: set[str] = set()
+    for write in graph.writes():
+        if write.sink is not None and write.sink.name not in seen:
+            seen.add(write.sink.name)
+            yield write.sink.name, write
+
+
+# --- what a worker works on ---
+
+Source = Callable[[str, str, str | None], Log]  # group, static member id, transactional id
+
+
+@contextmanager
+def _sessions(run: Run, steps: Steps) -> Iterator[Source]:
+    """A function that opens sessions with the log."""
+    if run.url.startswith(EMBEDDED):
+        from semel.host.embedded import EmbeddedLog
+        from semel.host.engine import Engine
+
+        engine = Engine(Path(run.url.removeprefix(EMBEDDED)), steps=steps)
+        try:
+            yield lambda group, member, transactional: EmbeddedLog(
+                engine, group=group, transactional_id=transactional, steps=steps
+            )
+        finally:
+            engine.close()
+    else:
+        from semel.host.cluster import SESSION_TIMEOUT_MS, open_cluster
+
+        timeout_ms = run.session_timeout_ms or SESSION_TIMEOUT_MS
+        yield lambda group, member, transactional: open_cluster(
+            run.url,
+            group=group,
+            member=member,
+            transactional_id=transactional,
+            steps=steps,
+            session_timeout_ms=timeout_ms,
+        )
+
+
+def _stores(slot: Slot, stack: ExitStack) -> Stores:
+    """The stores of this slot; the database is opened when the first state asks for one."""
+    opened: list[Any] = []
+
+    def store(name: str, partition: int) -> Any:
+        if not opened:
+            from semel.host.store import Stores as Database
+
+            opened.append(Database(slot.folder / "stores"))
+            stack.callback(opened[0].close)
+        return opened[0].store(name, partition)
+
+    return store
+
+
+class _DeliveryThread(threading.Thread):
+    """One outbox on its way to its sink. `failed` is why it ended, if it did not end because of `stop`."""
+
+    def __init__(self, run: Run, name: str, write: g.Write, log: Log, steps: Steps, now_ms: Callable[[], int]) -> None:
+        super().__init__(name=f"semel-delivery-{name}", daemon=True)
+        assert write.sink is not None
+        self.failed: SemelError | None = None
+        self._log = log
+        self._now_ms = now_ms
+        self._stop_asked = threading.Event()
+        self._ended = False
+        self._delivery = Delivery(
+            log,
+            write.sink.renamed(run.prefix) if run.prefix else write.sink,
+            app=run.name,
+            outbox=run.prefix + write.outbox,
+            value_type=write.value,
+            accept=write.accept,
+            steps=steps,
+            say=lambda text: _say(f"sink {name}: {text}"),
+        )
+
+    def run(self) -> None:
+        try:
+            self._delivery.join()
+            while not self._stop_asked.is_set():
+                self._delivery.step(self._now_ms(), POLL_S)
+        except SemelError as error:
+            self.failed = error
+        except LogLost as lost:
+            self.failed = SemelError(str(lost))
+        except Exception as bug:
+            import traceback
+
+            traceback.print_exc()
+            self.failed = SemelError(f"{self.name}: a bug of ours ({type(bug).__name__}: {bug}). Nothing is lost.")
+
+    def stop(self) -> None:
+        """Finishes the batch at hand and lets go. A second call does nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        self._stop_asked.set()
+        if self.ident is not None:
+            self.join(LEAVE_S)
+            if self.is_alive():
+                _say(f"{self.name}: the sink has not answered for {LEAVE_S:.0f} s; leaving it, nothing is lost")
+                return
+        try:
+            self._delivery.close()
+        except (SemelError, LogLost) as error:
+            _say(f"{self.name}: {error}")
+        self._log.close()
+
+
+# --- signals ---
+
+
+class LeftEarly(Exception):
+    """A signal came before there was anything to commit."""
+
+
+class Leaving:
+    """SIGTERM and Ctrl-C, as a context. Until `later`, a signal raises LeftEarly where the start-up stands; then it
+    sets `asked`. The second one ends the process."""
+
+    def __init__(self, *, ignore_keyboard: bool) -> None:
+        self.asked = False
+        self._started = False
+        self._before: dict[int, Any] = {}
+        # Under a parent a Ctrl-C reaches both; the parent passes it on as SIGTERM.
+        self._ignored = (signal.SIGINT,) if ignore_keyboard else ()
+
+    def __enter__(self) -> Leaving:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                handler = signal.SIG_IGN if number in self._ignored else self._signalled
+                self._before[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def later(self) -> None:
+        self._started = True
+
+    def _signalled(self, number: int, frame: object) -> None:
+        if self.asked:
+            os._exit(128 + number)
+        self.asked = True
+        if not self._started:
+            raise LeftEarly
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
