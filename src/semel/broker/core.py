@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from semel.broker import admin, configs, fetch, positions, produce, topics
+from semel.broker import admin, configs, fetch, groups, listings, offsets, positions, produce, topics, transactions
 from semel.broker.config import Config
+from semel.broker.draft import Draft
 from semel.broker.events import NOTHING, ConnectionClosed, Event, Ready, Request
+from semel.broker.membership import Membership
 from semel.broker.messages import FetchLeaderIdAndEpoch, ProduceLeaderIdAndEpoch
-from semel.broker.records import Record
+from semel.broker.records import Record, Transaction, TxnState
 from semel.broker.state import State
 from semel.ports import Buffer, Disk, Random
 
@@ -35,13 +37,19 @@ class Broker:
         self.port = 0
         # Volatile.
         self.waits = fetch.Waits()
+        self.accepted: dict[str, transactions.Accepted] = {}  # by transactional id
+        self.expiry_ms: int | None = None  # no open transaction expires before
+        self.memberships: dict[str, Membership] = {}  # by group id
+        self.group_waits: dict[int, set[str]] = {}  # by connection: groups with a join or sync of it to be answered
+        self.groups_wake_ms: int | None = None  # no group has a deadline before
         self.produce_leader = ProduceLeaderIdAndEpoch()
         self.fetch_leader = FetchLeaderIdAndEpoch()
 
-    def started(self) -> None:
+    def started(self, now_ms: int) -> None:
         """The state is what the journal holds, and this run's record is in it."""
         self.produce_leader = ProduceLeaderIdAndEpoch(self.config.node_id, self.state.run)
         self.fetch_leader = FetchLeaderIdAndEpoch(self.config.node_id, self.state.run)
+        groups.load(self, now_ms)
 
     def step(self, event: Event, now_ms: int) -> Ready:
         """What the event leads to. Nothing durable has changed when this returns."""
@@ -49,12 +57,17 @@ class Broker:
             return HANDLERS[event.api_key](self, event, now_ms)
         if isinstance(event, ConnectionClosed):
             fetch.closed(self, event.connection)
+            groups.closed(self, event.connection, now_ms)
             return NOTHING
         return self._tick(now_ms)
 
     def apply(self, record: Record, payload: Buffer, position: int) -> None:
         """The only mutator of the durable state. `position`: the journal's after the record."""
         self.state.apply(record, payload, position)
+        if type(record) is Transaction and record.state is TxnState.ONGOING:
+            expiry_ms = transactions.expires_ms(record)
+            if self.expiry_ms is None or expiry_ms < self.expiry_ms:
+                self.expiry_ms = expiry_ms
 
     def durable(self, position: int, now_ms: int) -> Ready:
         """The journal is durable up to here: marks advance, who waited for them is answered."""
@@ -68,12 +81,18 @@ class Broker:
     @property
     def wake_at_ms(self) -> int | None:
         """When the next Tick is due; None: nothing waits for the clock."""
-        due = [at for at in (self.waits.next_ms,) if at is not None]
+        due = [at for at in (self.waits.next_ms, self.expiry_ms, self.groups_wake_ms) if at is not None]
         return min(due, default=None)
 
     def _tick(self, now_ms: int) -> Ready:
-        replies = fetch.expired(self, now_ms)
-        return Ready((), replies)
+        # One draft: both may append to `__consumer_offsets`.
+        draft = Draft(self.state)
+        draft.replies += fetch.expired(self, now_ms)
+        if self.expiry_ms is not None and self.expiry_ms <= now_ms:
+            transactions.expire(self, draft, now_ms)
+        if self.groups_wake_ms is not None and self.groups_wake_ms <= now_ms:
+            groups.tick(self, draft, now_ms)
+        return draft.ready()
 
 
 HANDLERS: Final[dict[int, Handler]] = {
@@ -81,16 +100,33 @@ HANDLERS: Final[dict[int, Handler]] = {
     1: fetch.fetch,
     2: positions.list_offsets,
     3: topics.metadata,
+    8: offsets.offset_commit,
+    9: offsets.offset_fetch,
     10: admin.find_coordinator,
+    11: groups.join_group,
+    12: groups.heartbeat,
+    13: groups.leave_group,
+    14: groups.sync_group,
+    15: listings.describe_groups,
+    16: listings.list_groups,
     19: topics.create_topics,
     20: topics.delete_topics,
     21: topics.delete_records,
+    22: transactions.init_producer_id,
     23: positions.offset_for_leader_epoch,
+    24: transactions.add_partitions_to_txn,
+    25: transactions.add_offsets_to_txn,
+    26: transactions.end_txn,
+    28: offsets.txn_offset_commit,
     32: configs.describe_configs,
     33: configs.alter_configs,
     35: admin.describe_log_dirs,
     37: topics.create_partitions,
+    42: listings.delete_groups,
     44: configs.incremental_alter_configs,
+    47: offsets.offset_delete,
     60: admin.describe_cluster,
     61: admin.describe_producers,
+    65: listings.describe_transactions,
+    66: listings.list_transactions,
 }

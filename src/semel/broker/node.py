@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from semel.broker import records
+from semel.broker import records, transactions
 from semel.broker.config import FSYNC, Config
 from semel.broker.core import HANDLERS, Broker
 from semel.broker.draft import Draft
@@ -232,13 +232,15 @@ class Node:
                 f"offsets.topic.num.partitions={self.config.offsets_topic_num_partitions}, but this folder was made "
                 f"with {count}: groups would not be found. Start with offsets.topic.num.partitions={count}."
             )
+        # Before the new run: the markers that a decided transaction lacks belong to the run that decided it.
+        self._perform(transactions.finish_prepared(broker, now_ms))
         self._start_run(now_ms)
         self.journal.write()
         position = self.journal.sync()
         broker.durable(position, now_ms)
         broker.durable_position = max(position, self.journal.end)
         assert not self.unsynced, (position, self.journal.end)
-        broker.started()
+        broker.started(now_ms)
 
     def _start_run(self, now_ms: int) -> None:
         state = self.broker.state

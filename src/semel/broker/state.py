@@ -139,10 +139,8 @@ class State:
     def _transaction(self, record: Transaction, payload: Buffer, position: int) -> None:
         before = self.transactions.get(record.id)
         if before is not None:
-            if before.state != record.state or record.state is not TxnState.ONGOING:
-                allowed = records.TRANSITIONS[before.state]
-                restored = before == record
-                assert record.state in allowed or restored, f"{record.id}: {before.state} may not become {record.state}"
+            allowed = records.TRANSITIONS[before.state]
+            assert record.state in allowed, f"{record.id}: {before.state.name} may not become {record.state.name}"
             if before.producer_id != record.producer_id:
                 # What still comes under the old id is of a producer that is gone (epoch exhaustion).
                 self.by_producer.pop(before.producer_id, None)
