@@ -23,12 +23,13 @@ from examples.demo.schedule import WORKERS, Event, Kind, schedule
 from examples.demo.screen import Screen, result
 from rich.console import Console
 
+from semel.contract import Mode
 from semel.errors import SemelError
 from semel.host.postgres import PostgresServer
 from semel.proof.processes import semel_command
 
 WIDTH = 110  # of what goes to a file
-MODES = ("at-most-once", "at-least-once", "exactly-once")
+MODES = (Mode.AT_MOST_ONCE, Mode.AT_LEAST_ONCE, Mode.EXACTLY_ONCE)
 
 
 def main() -> int:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 from examples.demo.outputs import Watch
-from examples.demo.schedule import Event, Kind
+from examples.demo.schedule import Event, Kind, step_in
 from examples.demo.screen import Progress, Screen
 
+from semel.contract import Mode
 from semel.host.steps import arm
 from semel.ports import Step
 from semel.proof.processes import BrokerChild, Child, semel_command
@@ -48,7 +49,7 @@ class Place:
 
 class Run:
     def __init__(
-        self, mode: str, place: Place, stream: Sequence[tuple[bytes, bytes, int]], screen: Screen, workers: int
+        self, mode: Mode, place: Place, stream: Sequence[tuple[bytes, bytes, int]], screen: Screen, workers: int
     ) -> None:
         self.mode = mode
         self.place = place
@@ -132,7 +133,7 @@ class Run:
     def _kill_worker(self, event: Event, following: int) -> None:
         worker = self.workers[event.slot]
         self.progress.doing = f"killing worker {event.slot + 1}"
-        self._arm(worker, event.step, signal.SIGKILL)
+        self._arm(worker, event, signal.SIGKILL)
         self._feed(following)
         reached = self._strike(worker, event, signal.SIGKILL, lambda: not worker.alive())
         worker.kill()
@@ -142,7 +143,7 @@ class Run:
 
     def _kill_broker(self, event: Event, following: int) -> None:
         self.progress.doing = "killing the broker"
-        self._arm(self.broker, event.step, signal.SIGKILL)
+        self._arm(self.broker, event, signal.SIGKILL)
         self._feed(following)
         reached = self._strike(self.broker, event, signal.SIGKILL, lambda: not self.broker.alive())
         self.broker.kill()
@@ -154,7 +155,7 @@ class Run:
     def _stop_worker(self, event: Event, following: int) -> None:
         worker = self.workers[event.slot]
         self.progress.doing = f"worker {event.slot + 1} is stopped"
-        self._arm(worker, event.step, signal.SIGSTOP)
+        self._arm(worker, event, signal.SIGSTOP)
         self._feed(following)
         reached = self._strike(worker, event, signal.SIGSTOP, worker.stopped)
         self._say(f"worker {event.slot + 1} stopped {reached}: its session runs out", "cyan")
@@ -169,18 +170,19 @@ class Run:
 
     def _strike(self, child: Child, event: Event, what: signal.Signals, struck: Callable[[], bool]) -> str:
         """Returns when it has happened: at the armed step, or after a while wherever the process is."""
-        if event.step is not None and self._wait(struck, ARMED_S):
-            return f"at {event.step}"
-        # Unarmed: once it works on the piece. Armed, and the mode has no such step: take the arm back.
-        if event.step is not None:
-            arm(Path(child.env["SEMEL_ARM"]), event.step, 0)
+        step = step_in(self.mode, event)
+        if step is not None:
+            if self._wait(struck, ARMED_S):
+                return f"at {step}"
+            arm(Path(child.env["SEMEL_ARM"]), step, 0)  # it had no reason to come by
         else:
-            self._wait(lambda: self._done() > event.at, ARMED_S)
+            self._wait(lambda: self._done() > event.at, ARMED_S)  # it works on the piece
         child.signal(what)
         self._wait(struck, 10)
         return "at work"
 
-    def _arm(self, child: Child, step: Step | None, what: signal.Signals) -> None:
+    def _arm(self, child: Child, event: Event, what: signal.Signals) -> None:
+        step = step_in(self.mode, event)
         if step is not None:
             arm(Path(child.env["SEMEL_ARM"]), step, what)
 
@@ -231,7 +233,8 @@ class Run:
         assert self.watch is not None and self.producer is not None
         self.producer.poll(0)
         self.progress.done = max(self.progress.done, self.watch.committed(TOPIC))
-        self.progress.transactions = sum(worker.hit(Step.COMMIT_AFTER) for worker in self.workers)
+        commit = Step.COMMIT_AFTER if self.mode is Mode.EXACTLY_ONCE else Step.OFFSETS_AFTER
+        self.progress.transactions = sum(worker.hit(commit) for worker in self.workers)
         self.progress.refused = sum(
             worker.hit(step) for worker in self.workers for step in (Step.LOG_FENCED, Step.SINK_FENCED)
         )

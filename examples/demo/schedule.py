@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+from semel.contract import Mode
 from semel.ports import Step
 
 T = TypeVar("T")
@@ -55,6 +56,18 @@ BROKER_STEPS = (Step.MARKERS_BEFORE, Step.DECISION_AFTER, Step.SYNC_BEFORE, Step
 # Not inside a transaction of the sink: nobody can take SQLite's lock from a process that stopped with it (FAULTS S14).
 ZOMBIE_STEPS = (Step.COMMIT_AFTER, Step.OFFSETS_BEFORE, Step.SINK_AFTER)
 
+# Without a transaction there is nothing to decide, mark or commit.
+ONLY_EXACTLY_ONCE = frozenset(
+    {
+        Step.COMMIT_BEFORE,
+        Step.COMMIT_AFTER,
+        Step.DECISION_BEFORE,
+        Step.DECISION_AFTER,
+        Step.MARKERS_BEFORE,
+        Step.MARKERS_AFTER,
+    }
+)
+
 ZOMBIES = 3
 WORKER_KILLS = 22
 BROKER_KILLS = 5
@@ -86,6 +99,11 @@ def schedule(seed: int, records: int) -> list[Event]:
         else:
             events.append(Event(at, kind, slot, next(workers)))
     return events
+
+
+def step_in(mode: Mode, event: Event) -> Step | None:
+    """The step to arm: the event's, where the mode has it."""
+    return None if mode is not Mode.EXACTLY_ONCE and event.step in ONLY_EXACTLY_ONCE else event.step
 
 
 def _kinds(dice: random.Random) -> list[Kind]:
