@@ -186,7 +186,7 @@ def _flush(text: _Text, folds: Sequence[g.Fold]) -> None:
         if not coalesced:
             continue
         i = fold.id
-        wants = _key_wanted(text, coalesced, fold.key)
+        wants = _key_wanted(text, [child for c in coalesced for child in text.children(c)], fold.key)
         text.line(2, "kb = None")
         text.line(2, "try:")
         text.line(3, f"for kb, t in d{i}.items():")
