@@ -1,6 +1,7 @@
-"""The two topologies of bench/topologies.py over a full topic, exactly-once, commits every 100 ms, in turns: semel on the
-embedded log, semel on Apache Kafka, Kafka Streams, Quix Streams. CPU is the processor's own process, not the broker's
-(embedded: the log is in it)."""
+"""The two topologies of bench/topologies.py over a full topic, exactly-once, commits every 100 ms, in turns: semel on
+the embedded log, semel on Apache Kafka, Kafka Streams, Quix Streams. CPU is the processor's own process, not the
+broker's (embedded: the log is in it).
+"""
 
 from __future__ import annotations
 
