@@ -72,10 +72,11 @@ def test_each_input_once_though_the_broker_is_killed_twice(client: str, tmp_path
     with BrokerProcess(tmp_path / "broker") as broker:
         fill(broker.address, "in", RECORDS)
         began = time.monotonic()
-        copy = subprocess.Popen(
-            [*command(client), broker.address, "in", "in-out", str(RECORDS), "500", "10"],
-            stdout=subprocess.PIPE, stderr=open(tmp_path / "client.err", "wb"), text=True,
-        )  # fmt: skip
+        with (tmp_path / "client.err").open("wb") as errors:
+            copy = subprocess.Popen(
+                [*command(client), broker.address, "in", "in-out", str(RECORDS), "500", "10"],
+                stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
         try:
             kills = [RECORDS // 3, 2 * RECORDS // 3]
             aborted = 0

@@ -11,7 +11,8 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 bootstrap, source, target, total, size, abort_every = *sys.argv[1:4], *map(int, sys.argv[4:7])
 consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": f"copy-{target}", "auto.offset.reset": "earliest",
-                     "enable.auto.commit": False, "isolation.level": "read_committed", "fetch.queue.backoff.ms": 5})  # fmt: skip
+                     "enable.auto.commit": False, "isolation.level": "read_committed",
+                     "fetch.queue.backoff.ms": 5})  # fmt: skip
 
 
 def fresh_producer() -> Producer:
