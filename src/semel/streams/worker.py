@@ -393,7 +393,7 @@ class Worker:
             raise LayoutError(
                 f"{self._log.name}: partition {id.partition} of {', '.join(sorted(at.topic for at in absent))} was not "
                 f"assigned together with {', '.join(at.topic for at in sources)}, and they meet in one state. The "
-                "group must use the range assignor, and all of its members must read the same topics: is an older version "
+                "group must use the range assignor, and all its members must read the same topics: is an older version "
                 "of the app still running?"
             )
         assert id not in self._restoring and all(self._layout.bare(at) not in self._tasks for at in sources), id
@@ -515,17 +515,20 @@ class Worker:
             records = next(restore.records, None)
             if records is None:
                 return True
+            advanced = records.next_offset > restore.position
             restore.position = max(restore.position, records.next_offset)
-            if not records.offsets:
+            if not records.offsets and not advanced:
                 restore.waits += 1
                 if restore.waits == 3:
                     self._notice(
                         f"restore of {restore.state} partition {task.id.partition} waits at offset "
-                        f"{restore.position} of {restore.at.topic} (target {restore.target}): a transaction of a former "
-                        "owner is open; it ends at its transaction timeout, 10 s for workers of semel"
+                        f"{restore.position} of {restore.at.topic} (target {restore.target}): a transaction of a "
+                        "former owner is open; it ends at its transaction timeout, 10 s for workers of semel"
                     )
                 return False
             restore.waits = 0
+            if not records.offsets:
+                continue
             task.states[restore.state].restore(
                 records.keys, records.values, self._id_of(task, restore.state), records.next_offset, self._now_ms
             )
