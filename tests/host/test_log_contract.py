@@ -116,11 +116,14 @@ def test_a_new_owner_of_the_id_ends_what_the_old_one_left_open(logs: Logs, name:
     dead.join([name], Member(dead))
     take(dead, 1)
     dead.begin()
-    dead.writer(f"{name}-out")(0, None, b"left open", 1, None)
+    write = dead.writer(f"{name}-out")
+    for _ in range(10_000):
+        write(0, None, b"left open", 1, None)
     look = logs.open()
     out = parts(f"{name}-out", 1)[0]
-    polled(dead, lambda: look.ends([out])[out] == 1)  # a high watermark counts what is not decided
-    reading = look.read(out, 0, 1)
+    # A high watermark counts what is not decided.
+    polled(dead, lambda: look.ends([out])[out] > 0)
+    reading = look.read(out, 0, look.ends([out])[out])
     first = next(reading)
     assert (list(first.offsets), first.next_offset) == ([], 0)
     dead.close()
