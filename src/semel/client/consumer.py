@@ -275,6 +275,7 @@ class Consumer:
             found.headers,
             seen.next_offset,
             seen.leader_epoch,
+            seen.first_epoch,
         )
         out.append(Fetched(records, answer.high_watermark, answer.last_stable_offset))
         return True

@@ -17,6 +17,7 @@ class Visible(NamedTuple):
     columns: Columns
     next_offset: int
     leader_epoch: int  # of the last batch looked at; -1 when there was none
+    first_epoch: int  # of the first
 
 
 def visible(
@@ -29,7 +30,7 @@ def visible(
     open_aborted: set[int] = set()
     parts: list[Columns] = []
     next_offset = position
-    leader_epoch = -1
+    leader_epoch = first_epoch = -1
     for batch in batches:
         while begun < len(waiting) and waiting[begun][1] <= batch.last_offset:
             open_aborted.add(waiting[begun][0])
@@ -42,6 +43,8 @@ def visible(
         if batch.last_offset < position:
             continue
         next_offset = batch.next_offset
+        if first_epoch < 0:
+            first_epoch = batch.leader_epoch
         leader_epoch = batch.leader_epoch
         if batch.is_control:
             continue
@@ -50,7 +53,7 @@ def visible(
         found = columns(batch)
         skipped = sum(1 for offset in found.offsets if offset < position) if batch.base_offset < position else 0
         parts.append(_from(found, skipped) if skipped else found)
-    return Visible(joined(parts), next_offset, leader_epoch)
+    return Visible(joined(parts), next_offset, leader_epoch, first_epoch)
 
 
 def _from(found: Columns, skipped: int) -> Columns:
