@@ -58,21 +58,16 @@ class Run:
         self.progress: Progress = screen.runs[mode]
         # Topics have four partitions by default, so that a topic made on first use has as many as the input.
         self.broker = BrokerChild(place.folder / "broker", [f"num.partitions={PARTITIONS}"])
-        self.broker.env["SEMEL_ARM"] = str(self._arms("broker"))
         self.workers = [self._worker(slot) for slot in range(workers)]
         self.watch: Watch | None = None
         self.producer: Producer | None = None
         self.acknowledged = 0
         self.refused_writes: list[str] = []
 
-    def _arms(self, name: str) -> Path:
-        return self.place.folder / f"{name}.arms"
-
     def _worker(self, slot: int) -> Child:
         env = {
             "FLIGHTS_POSTGRES": self.place.dsn,
             "FLIGHTS_SQLITE": str(self.place.sqlite),
-            "SEMEL_ARM": str(self._arms(f"worker-{slot}")),
         }
         return Child(f"worker-{slot}", self.place.folder, [], env)
 
@@ -174,7 +169,7 @@ class Run:
         if step is not None:
             if self._wait(struck, ARMED_S):
                 return f"at {step}"
-            arm(Path(child.env["SEMEL_ARM"]), step, 0)  # it had no reason to come by
+            arm(child.armed, step, 0)  # it had no reason to come by
         else:
             self._wait(lambda: self._done() > event.at, ARMED_S)  # it works on the piece
         child.signal(what)
@@ -184,7 +179,7 @@ class Run:
     def _arm(self, child: Child, event: Event, what: signal.Signals) -> None:
         step = step_in(self.mode, event)
         if step is not None:
-            arm(Path(child.env["SEMEL_ARM"]), step, what)
+            arm(child.armed, step, what)
 
     # --- the processes ---
 
