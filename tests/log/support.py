@@ -69,8 +69,13 @@ class MiniBroker:
             if producer_id in partition.open_transactions
         ]
 
-    def flush(self) -> int:
+    def write(self) -> None:
+        for partition in self.partitions:
+            partition.flush()
         self.journal.write()
+
+    def flush(self) -> int:
+        self.write()
         synced = self.journal.sync()
         self.durable()
         return synced

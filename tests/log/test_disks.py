@@ -214,7 +214,7 @@ while True:
     if durability == "fsync":
         broker.flush()
     else:
-        broker.journal.write()
+        broker.write()
     sys.stdout.write("%d\\n" % number)
     sys.stdout.flush()
     if dice.random() < 0.05:

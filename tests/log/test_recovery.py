@@ -169,23 +169,31 @@ def test_failures_crashes_and_kills_in_turns(seed: int) -> None:
         disk = disk.crash() if dice.random() < 0.5 else disk.killed()
 
 
-def test_a_batch_whose_append_fails_leaves_the_producer_as_it_was() -> None:
-    """B18: the state follows the bytes. The broker ends anyway; the next start accepts the retry as new."""
+@pytest.mark.parametrize("at", ["segment", "journal", "sync"])
+def test_a_batch_whose_append_fails_leaves_the_producer_as_it_was(at: str) -> None:
+    """B18: nothing is remembered of a batch that is not there. The process ends; the next start takes the retry as new,
+    or, where only the sync failed and the batch is there, answers it as a repetition."""
     disk = Disk(Random(3))
     broker = MiniBroker(disk)
     batch = record.encode([b"one"], producer_id=7, producer_epoch=0, base_sequence=0)
     broker.produce(0, batch)
     broker.flush()
     before = states(broker)
-    disk.faults = Faults(append=1.0)
     second = record.encode([b"two"], producer_id=7, producer_epoch=0, base_sequence=1)
+    assert broker.produce(0, second)
+    if at == "journal":
+        broker.partitions[0].flush()
+    disk.faults = Faults(sync=1.0) if at == "sync" else Faults(append=1.0)
     with pytest.raises(OSError):
-        broker.partitions[0].apply(1, record.placed(second, 1, 1), 10_000)
-    assert states(broker) == before
+        broker.flush()
     disk.faults = Faults()
     again = MiniBroker(disk.killed())
-    assert states(again) == before
-    assert again.produce(0, second) is not None
+    if at == "sync":
+        assert values(again.partitions[0]) == [b"one", b"two"]
+        assert again.produce(0, second) is None
+    else:
+        assert states(again) == before
+        assert again.produce(0, second) is not None
 
 
 def test_a_deleted_partition_comes_back_if_the_crash_takes_the_decision() -> None:
@@ -238,7 +246,7 @@ def test_a_tail_is_rewritten_on_a_full_disk_out_of_the_reserve(monkeypatch: pyte
     expected = [b"%d" % number + bytes(1000) for number in range(100)]
     for value in expected:
         broker.produce(0, record.encode([value]))
-        broker.journal.write()
+        broker.write()
     disk.faults = Faults(capacity=disk.used)
     disk = disk.killed()
     broker = MiniBroker(disk)

@@ -3,7 +3,7 @@
 `check` decides and changes nothing; `apply` is the only mutator of what is durable, for a live record and a replayed
 one alike; `durable` lets readers see. Invariants: high watermark and last stable offset never pass what the journal has
 made durable; LSO <= high watermark, and LSO <= first offset of every transaction whose marker is not durable (a marker
-counts when it is durable, not when it is applied). An apply that raises has changed nothing but bytes behind the end.
+counts when it is durable, not when it is applied). Readers see flushed bytes only, since durable implies flushed.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class Partition:
         """Appends one batch at `base_offset`, which is the end of the partition.
 
         The batch's own base offset and leader epoch are replaced where they differ (None: the epoch is kept). `crc`: of
-        the batch as its producer sent it, where the broker has stamped it with another time since.
+        the batch as its producer sent it, where the broker has stamped it with another time since. The bytes
+        are kept in memory until `flush`, at the latest `durable`, and must not change until then.
         """
         header = _HEADER.unpack_from(data)
         attributes, last_delta, max_timestamp, producer_id = header[5], header[6], header[8], header[9]
@@ -158,8 +159,6 @@ class Partition:
             segment = self._roll(base_offset)
         byte = segment.size
         segment.append(parts, base_offset, next_offset, max_timestamp)
-
-        # Nothing below raises: the batch is in, its state follows.
         self.end_offset = next_offset
         if not self.epochs or epoch > self.epochs[-1][0]:
             self.epochs.append((epoch, base_offset))
@@ -194,7 +193,9 @@ class Partition:
         return transaction.first_offset
 
     def _roll(self, base_offset: int) -> Segment:
-        if not self._segments:
+        if self._segments:
+            self._segments[-1].flush()
+        else:
             self._remove_strays()
         segment = Segment.create(self._disk, f"{self.folder}/{base_offset:020d}", base_offset)
         self._new_files = True
@@ -202,11 +203,18 @@ class Partition:
         self._bases.append(base_offset)
         return segment
 
+    def flush(self) -> None:
+        """Hands what was applied to the system, in one write. Do it before the journal is written: then a disk that is
+        full refuses before the journal has it, and recovery needs no space for segments that was not there before."""
+        if self._segments:
+            self._segments[-1].flush()
+
     def durable(self, journal_position: int) -> bool:
         """The journal is durable up to here: high watermark and LSO advance. True when either moved."""
         pending = self._pending
         if not pending or pending[0].position > journal_position:
             return False
+        self.flush()
         last = pending[0]
         while pending and pending[0].position <= journal_position:
             last = pending.popleft()
@@ -312,7 +320,12 @@ class Partition:
         return sum(segment.size for segment in self._segments)
 
     def sync(self) -> None:
-        """Syncs what the segments hold. May run in another thread beside appends, to spare the checkpoint the wait."""
+        """Flushes and syncs what the segments hold: before a checkpoint."""
+        self.flush()
+        self.sync_flushed()
+
+    def sync_flushed(self) -> None:
+        """As `sync`, of what is flushed. May run in another thread beside all else, to spare a checkpoint the wait."""
         for segment in tuple(self._segments):
             segment.sync()
         if self._new_files:

@@ -19,6 +19,7 @@ from semel.ports import Buffer, Disk, File
 
 from .errors import CorruptSegment
 
+FLUSH_BYTES: Final = 256 << 10
 INDEX_BYTES: Final = 32 << 10  # a row of the index per so many bytes
 _WALK_BYTES: Final = 64 << 10
 _SCAN_BYTES: Final = 1 << 20
@@ -54,11 +55,13 @@ class Segment:
         "_disk",
         "_file",
         "_indexed",
+        "_parts",
         "_places",
         "_saved",
         "_sync_failed",
         "base_offset",
         "end_offset",
+        "flushed",
         "max_timestamp",
         "offsets",
         "path",
@@ -75,7 +78,9 @@ class Segment:
         self.base_offset = base_offset
         self.end_offset = base_offset
         self.size = 0
+        self.flushed = 0  # of `size`, what lies in the file
         self.synced = 0
+        self._parts: list[Buffer] = []  # the rest
         self._sync_failed = False
         self.max_timestamp = -1
         # Rows: first offset of a batch, its byte, largest timestamp of the segment before it.
@@ -105,7 +110,7 @@ class Segment:
             )
         if found > size:
             segment.file.truncate(size)
-        segment.size = segment.synced = size
+        segment.size = segment.flushed = segment.synced = size
         segment.end_offset = end_offset
         segment.max_timestamp = max_timestamp
         segment._load_index()
@@ -120,9 +125,16 @@ class Segment:
     # --- Appending
 
     def append(self, parts: Sequence[Buffer], base_offset: int, next_offset: int, max_timestamp: int) -> None:
-        """One batch. When this raises, nothing has changed but bytes behind `size`."""
-        at = self.size
-        size = self.file.append(parts)
+        """One batch, kept in memory until `flush`, but never more than FLUSH_BYTES of them."""
+        at = size = self.size
+        for part in parts:
+            size += len(part)
+        if size - self.flushed >= FLUSH_BYTES:
+            self._parts += parts
+            self.flush()
+        else:
+            # A view would keep alive all that it is a view of: a request, a megabyte of the journal.
+            self._parts += [bytes(part) if isinstance(part, memoryview) else part for part in parts]
         if self._indexed == at:
             if at - (self.positions[-1] if self.positions else 0) >= INDEX_BYTES:
                 self.offsets.append(base_offset)
@@ -134,9 +146,15 @@ class Segment:
         if max_timestamp > self.max_timestamp:
             self.max_timestamp = max_timestamp
 
+    def flush(self) -> None:
+        """Hands what was appended to the system, in one write: a page of 4 KB costs several times one of many."""
+        if self._parts:
+            self.flushed = self.file.append(self._parts)
+            self._parts = []
+
     def sync(self) -> None:
-        """May run in another thread beside appends: it covers what was appended before the call."""
-        size = self.size
+        """May run in another thread beside all else: it covers what was flushed before the call."""
+        size = self.flushed
         if size > self.synced:
             if self._sync_failed:
                 raise CorruptSegment(
@@ -177,7 +195,7 @@ class Segment:
             if self._disk.exists(self.path + suffix):
                 self._disk.remove(self.path + suffix)
 
-    # --- Reading
+    # --- Reading, of what is flushed
 
     def find(self, offset: int) -> int:
         """The byte of the batch that holds `offset`, or of the first one after it."""
@@ -189,7 +207,7 @@ class Segment:
         for step in self.steps(self._start(offset)):
             if step.next_offset > offset:
                 return step.byte
-        return self.size
+        return self.flushed
 
     def read(self, byte: int, end: int, end_offset: int, max_bytes: int, min_one: bool) -> Chunk:
         """Whole batches from `byte` on, at most `max_bytes` of them (a first batch larger than that alone, if
@@ -201,7 +219,7 @@ class Segment:
         cut = 0
         next_offset = -1
         # Walk to the last boundary; the index spares most of the way.
-        row = bisect_right(self.positions, byte + max_bytes) - 1 if self._indexed == self.size else -1
+        row = bisect_right(self.positions, byte + max_bytes) - 1 if self._indexed >= self.flushed else -1
         if row >= 0 and self.positions[row] > byte:
             cut = self.positions[row] - byte
             next_offset = self.offsets[row]
@@ -224,7 +242,7 @@ class Segment:
 
     def steps(self, byte: int) -> Iterator[Step]:
         """The batches from `byte` on, without their records."""
-        size = self.size
+        size = self.flushed
         data = b""
         base = byte
         while byte < size:
@@ -266,7 +284,7 @@ class Segment:
         return self.positions[row] if (row := bisect_right(self.offsets, offset) - 1) >= 0 else 0
 
     def _ensure_index(self) -> None:
-        if self._indexed == self.size:
+        if self._indexed >= self.flushed:
             return
         start = self.positions[-1] if self.positions else 0
         largest = self.times[-1] if self.times else -1
@@ -276,7 +294,7 @@ class Segment:
                 self.positions.append(step.byte)
                 self.times.append(largest)
             largest = max(largest, step.max_timestamp)
-        self._indexed = self.size
+        self._indexed = self.flushed
 
     def _load_index(self) -> None:
         """Takes the rows of the index file that can be right; the rest is walked when first asked for."""
@@ -313,6 +331,6 @@ class Segment:
 
     def _damaged(self, byte: int, what: str) -> CorruptSegment:
         return CorruptSegment(
-            f"{self.path}.log: damaged at byte {byte} of {self.size}: {what}. Everything before it is intact. Restore "
-            f"the folder from a backup."
+            f"{self.path}.log: damaged at byte {byte} of {self.flushed}: {what}. Everything before it is "
+            f"intact. Restore the folder from a backup."
         )
