@@ -22,6 +22,7 @@ MakeSink = Callable[..., Any]  # (table="totals", key=None, **more) -> Postgres 
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     with PostgresServer(tmp_path_factory.mktemp("postgres")) as server:
         yield server
+        server.kill()  # a clean end would write out every test's database first
 
 
 def database(server: PostgresServer) -> str:

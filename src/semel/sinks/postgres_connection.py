@@ -96,6 +96,7 @@ class PostgresConnection:
                 raise SinkError(f"{self._sink.where} refuses us: {text}.") from None
             raise
         self._connection = connection
+        self._shape = None  # perhaps another server than the one looked at before
         return connection
 
     def _trying(self, what: Callable[[psycopg.Connection[Any]], Answer]) -> Answer | NotDone:
@@ -249,16 +250,15 @@ class PostgresConnection:
     # --- the claim ------------------------------------------------------------------------------------------------
 
     def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
-        if self._shape is None:
-            prepared = self.prepare(self._value_type)
-            if isinstance(prepared, NotDone):
-                return prepared
         claimed: Claim | NotDone = NotDone("")
         # Each try waits for the row at most `lock_timeout`, a fifth of the hand-over time; after the first, whoever
         # holds it has been told to end.
         for _ in range(3):
             try:
-                return self._claim(self._connected(), delivery, log)
+                connection = self._connected()
+                if self._shape is None:
+                    self._prepare(connection)
+                return self._claim(connection, delivery, log)
             except (errors.LockNotAvailable, errors.QueryCanceled):
                 self._rolled_back()
                 claimed = NotDone(self._put_out(delivery))

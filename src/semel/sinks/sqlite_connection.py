@@ -78,6 +78,7 @@ class SQLiteConnection:
             connection.close()
             raise
         self._connection, self._file = connection, _identity(self._sink.path)
+        self._shape = None  # perhaps another file than the one looked at before
         return connection
 
     def close(self) -> None:
@@ -224,13 +225,11 @@ class SQLiteConnection:
     # --- the claim ------------------------------------------------------------------------------------------------
 
     def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
-        if self._shape is None:
-            prepared = self.prepare(self._value_type)
-            if isinstance(prepared, NotDone):
-                return prepared
         return self._trying(lambda connection: self._claim(connection, delivery, log))
 
     def _claim(self, connection: sqlite3.Connection, delivery: DeliveryId, log: LogIdentity) -> Claim:
+        if self._shape is None:
+            self._prepare(connection)
         who = (delivery.app, delivery.sink, delivery.partition)
         with self._transaction(connection):
             connection.execute(
