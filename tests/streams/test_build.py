@@ -1,0 +1,300 @@
+"""Mistakes in a topology are refused when it is built, with the line of the user's program; and what is built is right:
+names, sub-topologies, internal topics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+
+from semel import App, AtLeastOnce, Builder, Topic
+from semel.sinks import Lines, SQLite
+from semel.streams import graph as g
+from semel.streams.place import GraphError
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    customer: str
+    amount: Decimal
+    tags: list[str]
+
+
+class Plain:
+    """Nothing that JSON could give back."""
+
+
+orders = Topic("orders", key=int, value=Order)
+refunds = Topic("refunds", key=int, value=Order)
+sums = Topic("sums", key=str, value=Decimal)
+
+
+def plus(total: Decimal, order: Order) -> Decimal:
+    return total + order.amount
+
+
+def key_twice(b: Builder) -> None:
+    b.read(orders).fold(Decimal(0), plus, name="t")
+    b.read(orders).count(name="t")  # here
+
+
+def key_and_state(b: Builder) -> None:
+    b.read(orders).key_by(lambda o: o.customer, name="t").count(name="n")
+    b.read(orders).count(name="t")  # here
+
+
+def declared_twice(b: Builder) -> None:
+    b.read(orders)
+    b.read(Topic("orders", key=str, value=Order))  # here
+
+
+def untold_key(b: Builder) -> None:
+    b.read(orders).key_by(lambda o: Plain()).count(name="n")  # here
+
+
+def untold_value(b: Builder) -> None:
+    b.read(orders).map_values(lambda o: o.tags).key_by(lambda t: t[0], key=str).map_values(
+        lambda t: [t, 1]
+    ).reduce(  # here
+        lambda a, c: a, name="n"
+    )
+
+
+def plain_state(b: Builder) -> None:
+    b.read(orders).fold(Plain(), lambda a, o: a, name="n")  # here
+
+
+def empty_list(b: Builder) -> None:
+    b.read(orders).fold([], lambda a, o: [*a, o.amount], name="n")  # here
+
+
+def none_zero(b: Builder) -> None:
+    b.read(orders).fold(None, lambda a, o: a, name="n", state=int)  # type: ignore[arg-type]  # here
+
+
+def unhashable_key(b: Builder) -> None:
+    b.read(orders).key_by(lambda o: o.tags).count(name="n")  # here
+
+
+def own_loop(b: Builder) -> None:
+    b.read(orders).filter(lambda o: o.amount > 0).write(orders)  # here
+
+
+def long_loop(b: Builder) -> None:
+    b.read(orders).write(refunds)  # here
+    b.read(refunds).key_by(lambda o: o.customer).reduce(lambda a, o: o, name="n").changes().key_by(lambda o: 1).write(
+        orders
+    )
+
+
+def wrong_topic(b: Builder) -> None:
+    b.read(orders).write(sums)  # type: ignore[call-overload]  # here
+
+
+def weak_sink(b: Builder) -> None:
+    b.read(orders).write(Lines("f"))  # type: ignore[call-overload]  # here
+
+
+def two_sinks(b: Builder) -> None:
+    b.read(orders).write(SQLite("a.db", "t"))
+    b.read(orders).write(SQLite("b.db", "t"))  # here
+
+
+def accept_on_topic(b: Builder) -> None:
+    b.read(orders).write(refunds, accept=AtLeastOnce("why not"))  # type: ignore[call-overload]  # here
+
+
+def not_a_sink(b: Builder) -> None:
+    b.read(orders).write("refunds")  # type: ignore[call-overload]  # here
+
+
+def bad_state_name(b: Builder) -> None:
+    b.read(orders).count(name="how many?")  # here
+
+
+def long_state_name(b: Builder) -> None:
+    b.read(orders).count(name="n" * 240)  # here
+
+
+def merged_with_itself(b: Builder) -> None:
+    b.read(orders).merge(b.read(orders))  # here
+
+
+def not_a_function(b: Builder) -> None:
+    b.read(orders).filter(True)  # type: ignore[arg-type]  # here
+
+
+def reads_nothing(b: Builder) -> None:
+    return
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (key_twice, "named 't', as is what stands at test_build.py:"),
+        (key_and_state, "named 't'"),
+        (declared_twice, "declared twice and differently"),
+        (untold_key, "Say it: key_by(…, key=TYPE"),
+        (untold_value, "Say it: map(…, value=TYPE"),
+        (plain_state, "Say it: fold(…, state=TYPE"),
+        (empty_list, "Say it: fold(…, state=TYPE"),
+        (none_zero, "cannot start from None"),
+        (unhashable_key, "not hashable"),
+        (own_loop, "write to orders is a loop"),
+        (long_loop, "write to refunds is a loop"),
+        (wrong_topic, "topic sums has"),
+        (weak_sink, "accept=AtLeastOnce"),
+        (two_sinks, "two sinks are named 't'"),
+        (accept_on_topic, "accept= is for sinks"),
+        (not_a_sink, "wants a Topic or a sink, got str"),
+        (bad_state_name, "only letters, digits"),
+        (long_state_name, "at most 249"),
+        (merged_with_itself, "would double each record"),
+        (not_a_function, "filter wants a function, got bool"),
+    ],
+)
+def test_a_wrong_topology_is_refused_at_its_line(build: Callable[[Builder], None], message: str) -> None:
+    """The error opens with file and line and says what is wrong."""
+    with pytest.raises(GraphError, match=re.escape(message)) as refused:
+        App("shop", build).graph()
+    place = refused.value.place
+    assert place.file == __file__
+    with open(__file__) as source:
+        assert "# here" in source.readlines()[place.line - 1]
+    assert str(refused.value).startswith(f"{__file__}:{place.line}: ")
+    assert refused.value.exit_code == 2
+
+
+def test_an_empty_topology_is_refused() -> None:
+    """An app that reads nothing would run for ever and do nothing."""
+    with pytest.raises(GraphError, match="reads no topic"):
+        App("shop", reads_nothing).graph()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Topic("a b", key=str, value=str), "only letters, digits"),
+        (lambda: Topic("", key=str, value=str), "wants a name"),
+        (lambda: Topic("..", key=str, value=str), "not '.' or '..'"),
+        (lambda: Topic("t" * 250, key=str, value=str), "at most 249"),
+        (lambda: Topic("t", key=str, value=Plain), "Plain is not a type that JSON can carry"),
+        (lambda: Topic("t", key=str, value=dict[str, Plain]), "Plain is not a type that JSON can carry"),
+        (lambda: Topic("t", key=str, value=object), "says nothing about the bytes"),
+        (lambda: Topic("t", key=type(None), value=str), "stands for a deletion"),
+        (lambda: Topic("t", key=str, value=__import__("pickle")), "pickle is refused"),
+        (lambda: Topic("t", key=str, value=str, on_error="skip"), "'stop' or 'dead-letter'"),  # type: ignore[arg-type]
+        (lambda: Topic("t", key=str, value=str, partitions=0), "at least 1"),
+        (lambda: App("my app", key_twice), "only letters, digits"),
+        (lambda: App("a", key_twice, commit_interval_ms=0), "1 to 60000"),
+    ],
+)
+def test_a_wrong_declaration_is_refused(make: Callable[[], object], message: str) -> None:
+    """Names by Kafka's rules, types that can be read back; pickle never."""
+    with pytest.raises(GraphError, match=re.escape(message)):
+        make()
+
+
+def shop(b: Builder) -> None:
+    """Two sources, a shared repartition, two states, a sink."""
+    by_customer = b.read(orders).merge(b.read(refunds)).key_by(lambda o: o.customer, name="customer")
+    by_customer.fold(Decimal(0), plus, name="sums").changes().write(sums)
+    by_customer.count(name="counts").changes().map(lambda k, n: Counted(k, n)).write(SQLite("a.db", "counts"))
+
+
+class Counted(msgspec.Struct):
+    customer: str
+    count: int
+
+
+def test_the_graph_says_what_there_is() -> None:
+    """Sub-topologies between repartition topics, internal topics by the names of states, keys and sinks."""
+    graph = App("shop", shop).graph()
+    assert [sub.sources for sub in graph.subtopologies] == [("orders", "refunds"), ("shop-customer-repartition",)]
+    assert graph.subtopologies[1].states == ("sums", "counts")
+    assert {name: topic.kind.value for name, topic in graph.internal.items()} == {
+        "shop-customer-repartition": "repartition",
+        "shop-sums-changelog": "changelog",
+        "shop-counts-changelog": "changelog",
+        "shop-counts-outbox": "outbox",
+    }
+    assert graph.internal["shop-counts-outbox"].config["retention.ms"] == "-1"
+    sink = next(write for write in graph.writes() if write.sink is not None)
+    assert sink.value is Counted and sink.key is str
+    assert {type(node) for node in graph.ancestors(sink.id)} >= {g.Read, g.Merge, g.KeyBy, g.Repartition, g.Fold}
+
+
+def test_names_do_not_depend_on_what_stands_elsewhere() -> None:
+    """An operator more, or another order, renames nothing durable."""
+
+    def other(b: Builder) -> None:
+        b.read(refunds).filter(lambda o: bool(o.tags)).count(name="before")
+        merged = b.read(refunds).merge(b.read(orders)).filter(lambda o: o.amount > 1)
+        by_customer = merged.key_by(lambda o: o.customer, name="customer")
+        by_customer.count(name="counts").changes().map(Counted).write(SQLite("a.db", "counts"))
+        by_customer.fold(Decimal(0), plus, name="sums").changes().write(sums)
+
+    assert set(App("shop", shop).graph().internal) < set(App("shop", other).graph().internal)
+
+
+def test_an_unnamed_key_by_goes_through_a_topic_named_after_the_state() -> None:
+    """`APP-STATE-repartition`, where no name was given; and only where a state needs it."""
+
+    def build(b: Builder) -> None:
+        keyed = b.read(orders).key_by(lambda o: o.customer)
+        keyed.count(name="counts")
+        keyed.map_values(lambda o: o.amount).write(sums)
+
+    assert set(App("shop", build).graph().internal) == {"shop-counts-repartition", "shop-counts-changelog"}
+
+
+def test_sources_that_meet_in_a_state_are_copartitioned() -> None:
+    """Equal keys must be in equal partitions; without a state in between nothing must."""
+
+    def meet(b: Builder) -> None:
+        b.read(orders).merge(b.read(refunds)).count(name="n")
+
+    def pass_by(b: Builder) -> None:
+        b.read(orders).merge(b.read(refunds)).write(Topic("out", key=int, value=Order))
+
+    assert App("a", meet).graph().subtopologies[0].copartitioned == (("orders", "refunds"),)
+    assert App("a", pass_by).graph().subtopologies[0].copartitioned == ()
+
+
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (lambda o: o.customer, str),
+        (lambda o: (o.customer, o.amount), tuple[str, Decimal]),
+        (lambda o: f"{o.customer}/{o.amount}", str),
+        (lambda o: o.customer.upper(), str),
+        (lambda o: o.amount > 1, bool),
+        (lambda o: o.tags[0], str),
+        (lambda o: len(o.tags), int),
+    ],
+)
+def test_the_type_of_a_lambdas_key_is_told(f: Callable[[Order], Any], expected: object) -> None:
+    """A field, a tuple of fields, or whatever plain value comes out for a made-up order."""
+
+    def build(b: Builder) -> None:
+        b.read(orders).key_by(f).count(name="n")
+
+    fold = next(App("a", build).graph().folds())
+    assert fold.key.type == expected
+
+
+def test_functions_with_a_name_are_believed_not_called() -> None:
+    """A `def` may have effects: its annotation tells, it is never called to find out."""
+
+    def key(order: Order) -> str:
+        raise AssertionError("called")
+
+    def build(b: Builder) -> None:
+        b.read(orders).key_by(key).count(name="n")
+
+    assert next(App("a", build).graph().folds()).key.type is str

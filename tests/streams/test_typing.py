@@ -1,0 +1,125 @@
+"""What the type checker lets through and what it refuses, on the API as users see it (mypy --strict, one run for all).
+
+A right program infers every lambda; each wrong line below is refused, at that line, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+OPENING = """
+from __future__ import annotations
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import assert_type
+from semel import App, AtLeastOnce, Builder, Stream, Table, TestDriver, Topic
+from semel.sinks import Lines, Postgres, SQLite
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    customer: str
+    amount: Decimal
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    customer: str
+    total: Decimal
+
+orders = Topic("orders", key=int, value=Order, time=lambda o: int(o.amount))
+totals = Topic("totals", key=str, value=Total)
+names = Topic("names", key=int, value=str)
+"""
+
+RIGHT = """
+def billing(b: Builder) -> None:
+    read = b.read(orders)
+    assert_type(read, Stream[int, Order])
+    table = read.key_by(lambda o: o.customer).fold(Decimal(0), lambda acc, o: acc + o.amount, name="totals")
+    assert_type(table, Table[str, Decimal])
+    t = table.changes().map(Total)
+    assert_type(t, Stream[str, Total])
+    t.write(totals)
+    t.write(Postgres("postgresql://h/d", "t", key="customer"))
+    t.write(SQLite("f.db", "u"))
+    t.write(Lines("f"), accept=AtLeastOnce("lines may repeat"))
+    assert_type(read.key_by(lambda o: o.customer).count(name="n"), Table[str, int])
+    assert_type(read.map_values(lambda o: o.amount).reduce(lambda a, b: a + b, name="sum"), Table[int, Decimal])
+    assert_type(read.flat_map(lambda k, o: [o.customer] * k), Stream[int, str])
+    big, small = read.branch(lambda o: o.amount > 10)
+    assert_type(big.merge(small), Stream[int, Order])
+    one, two, rest = read.branch(lambda o: o.amount > 10, lambda o: o.customer == "a")
+    rest.filter(lambda o: o.amount > 0).map_values(lambda o: o.customer).write(names)
+    one.key_by(lambda o: (o.customer, 1)).count(name="pairs")
+
+driver = TestDriver(App("billing", billing))
+driver.put(orders, 1, Order("a", Decimal(1)))
+assert_type(driver.take(totals), list[tuple[str, Total]])
+"""
+
+WRONG = """
+def wrong(b: Builder) -> None:
+    t = b.read(orders).key_by(lambda o: o.customer).fold(Decimal(0), lambda acc, o: acc + o.amount, name="t").changes()
+    t.write(totals)  # error: Decimal is no Total
+    t.map(Total).write(names)  # error: not a topic of Total
+    t.map(Total).write(Lines("f"))  # error: a weak sink wants accept=
+    b.read(names).filter(lambda name: name.amount > 0)  # error: str has no amount
+    b.read(orders).key_by(lambda o: o.client)  # error: no such field
+    b.read(orders).fold(0, lambda acc, o: acc + o.customer, name="u")  # error: int + str
+    b.read(orders).merge(b.read(names))  # error: other values
+    b.read(orders).map(lambda o: o.amount)  # error: map takes key and value
+    b.read(orders).reduce(lambda a, o: a.amount, name="v")  # error: not an Order
+    b.read(orders).write(totals)  # error: other keys and values
+
+TestDriver(App("x", wrong)).put(orders, "a", Order("a", Decimal(1)))  # error: int keys
+Topic("x", key=str, value=Order, time=lambda o: o.customer)  # error: no time
+Topic("x", key=str, value=Order, on_error="skip")  # error: not a choice
+App("x", lambda: None)  # error: takes a Builder
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """mypy's answer for both programs."""
+    api = pytest.importorskip("mypy.api")
+    folder = tmp_path_factory.mktemp("typing")
+    (folder / "right.py").write_text(OPENING + RIGHT)
+    (folder / "wrong.py").write_text(OPENING + WRONG)
+    source = Path(__file__).parent.parent.parent
+    out, err, _ = api.run(
+        [
+            "--strict",
+            f"--config-file={source / 'pyproject.toml'}",
+            f"--cache-dir={source / '.mypy_cache'}",
+            "--no-error-summary",
+            str(folder / "right.py"),
+            str(folder / "wrong.py"),
+        ]
+    )
+    assert not err, err
+    return str(out)
+
+
+def lines_of(told: str, name: str) -> dict[int, str]:
+    found = re.findall(rf"{name}:(\d+): error: (.*)", told)
+    return {int(line): message for line, message in found}
+
+
+def test_a_right_program_type_checks_and_every_lambda_is_inferred(told: str) -> None:
+    """No annotation, no cast, no ignore."""
+    assert lines_of(told, "right.py") == {}
+
+
+def test_each_wrong_line_is_refused_and_no_other(told: str) -> None:
+    """A weak sink without accept=, wrong keys, values, functions, states."""
+    expected = {n for n, line in enumerate((OPENING + WRONG).splitlines(), 1) if "# error" in line}
+    assert set(lines_of(told, "wrong.py")) == expected, told
+
+
+def test_the_right_program_also_builds(tmp_path: Path) -> None:
+    """The same text runs: types that the checker infers are found at build time too."""
+    (tmp_path / "right.py").write_text(OPENING + RIGHT)
+    runpy.run_path(str(tmp_path / "right.py"), run_name="right")
