@@ -30,7 +30,7 @@ def visible(
     starts = sorted(((a.first_offset, a.producer_id) for a in aborted), reverse=True)
     ended: set[int] = set()  # producers whose records here belong to an aborted transaction
     parts: list[Columns] = []
-    next_offset, epoch = position, -1
+    next_offset, epoch, first_epoch = position, -1, -1
     for chunk in chunks:
         view = memoryview(chunk)
         at = 0
@@ -53,12 +53,13 @@ def visible(
             if len(part.offsets):
                 parts.append(part)
                 epoch = batch.leader_epoch
+                first_epoch = epoch if first_epoch < 0 else first_epoch
     if next_offset <= position:
         return None
     if not parts:
         return Records(source, (), (), (), (), None, next_offset, -1)
     if len(parts) == 1:
-        return Records(source, *parts[0], next_offset, epoch)
+        return Records(source, *parts[0], next_offset, epoch, first_epoch)
     headers: list[Headers] | None = None
     if any(part.headers is not None for part in parts):
         headers = [h for part in parts for h in (part.headers or [()] * len(part.offsets))]
@@ -71,6 +72,7 @@ def visible(
         headers,
         next_offset,
         epoch,
+        first_epoch,
     )
 
 
