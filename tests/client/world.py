@@ -49,6 +49,7 @@ class Connection:
     client_open: bool = True
     silent: bool = False
     broken: bool = False
+    held: bool = False
     last_in_ms: int = 0  # order in either direction
     last_out_ms: int = 0
 
@@ -94,6 +95,8 @@ class World:
         self._run = 0
         self._syncing = False
         self._wake_at_ms: int | None = None
+        self.hold: Callable[[Send], bool] | None = None  # requests to keep back, one after the other
+        self.held: list[Callable[[], None]] = []
         self.requests = 0
         self.closed_by_broker = 0
         self.start()
@@ -212,6 +215,12 @@ class World:
 
     def _send(self, connection: Connection, send: Send) -> None:
         dice, faults = self.dice, self.faults
+        if self.hold is not None and self.hold(send):
+            # Everything behind it on its connection waits with it; here nothing is.
+            connection.silent = connection.held = True
+            self.held.append(lambda: self._arrive(connection, send))
+            return
+        assert not connection.held, "a held connection is given up, not used"
         if dice.random() < faults.silence:
             connection.silent = True
         delay = dice.randrange(0, faults.late_ms if connection.silent else faults.slow_ms)
@@ -272,6 +281,8 @@ class World:
     def _close(self, connection: Connection) -> None:
         """The broker hears of it after everything that was sent before."""
         connection.client_open = False
+        if connection.held:
+            return  # the end of the connection is behind what is held
         self.at(max(0, connection.last_in_ms - self.now_ms) + 1, lambda: self._gone(connection))
 
     def _gone(self, connection: Connection) -> None:
