@@ -13,6 +13,7 @@ given its old partitions without a rebalance.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -552,7 +553,9 @@ class ClusterLog:
             bury(reader.consumer)
         self._idle.clear()
         if self._consumer_made is not None:
-            self._consumer_made.close()
+            # A consumer that met a fatal error (a second owner of its identity) raises that again, as SystemError.
+            with contextlib.suppress(KafkaException, SystemError, RuntimeError):
+                self._consumer_made.close()
             self._consumer_made = None
         self._admin_client = None
 
