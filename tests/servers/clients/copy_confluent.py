@@ -16,7 +16,15 @@ consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": f"copy-{target}
 
 
 def fresh_producer() -> Producer:
-    one = Producer({"bootstrap.servers": bootstrap, "transactional.id": f"copy-{target}", "linger.ms": 2})
+    # With the default, rebootstrap, librdkafka forgets a single broker that is down and then waits for it without end.
+    one = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "transactional.id": f"copy-{target}",
+            "linger.ms": 2,
+            "metadata.recovery.strategy": "none",
+        }
+    )
     one.init_transactions(60)
     return one
 
