@@ -1,0 +1,1 @@
+"""The other end: a producer, a consumer, a group member and single questions, sans I/O, over the broker's messages."""
