@@ -350,8 +350,26 @@ def test_commits_that_never_succeed_end_the_worker(broker: MemBroker) -> None:
     worker.start(0)
     fill(broker)
     with pytest.raises(CommitFailed, match="record too large"):
-        for now in range(0, 100_000, 60):
+        for now in range(0, 200_000, 60):
             worker.run_once(now, 0.0)
+    assert now > 60_000 and worker.progress.aborts < 200  # not after a second, and not in a busy loop
+
+
+def test_a_replaced_member_waits_for_its_group_and_does_not_give_up(broker: MemBroker) -> None:
+    """Fenced commits come faster than heartbeats: the bound on them is also one in time."""
+
+    class Rebalancing(MemLog):
+        def commit(self, positions: Mapping[TopicPartition, Position]) -> Outcome:
+            if a.now_ms < until_ms:
+                self.next_outcome = Fenced("the group has moved on")
+            return super().commit(positions)
+
+    a = Machine("a", broker, log=Rebalancing)
+    until_ms = a.now_ms + 20_000
+    expected = fill(broker)
+    a.run(500)
+    assert 10 <= a.worker.progress.aborts <= 40
+    assert final(broker) == dict(expected)
 
 
 def test_partition_time_travels_with_the_offsets(broker: MemBroker) -> None:
@@ -586,6 +604,27 @@ def test_internal_topics_are_sized_and_configured(broker: MemBroker) -> None:
     assert {broker.topics[t].partitions for t in ("billing-sums-changelog", "billing-sums-repartition", "totals")} == {
         4
     }
+
+
+def test_what_a_removed_operator_or_sink_left_unread_stops_the_start(broker: MemBroker) -> None:
+    """At start every internal topic of the app is accounted for; another app of a similar name is left alone."""
+    repartition, outbox = "billing-old-repartition", "billing-old-outbox"
+    broker.create(repartition, 1)
+    broker.create(outbox, 1)
+    broker.create("billing-other-x-repartition", 1)
+    for topic in (repartition, outbox, "billing-other-x-repartition"):
+        broker.put(topic, b"k", b"1")
+        broker.put(topic, b"k", b"2")
+    Machine("a", broker)
+    broker.offsets[TopicPartition(repartition, 0)] = Position(1)
+    with pytest.raises(SemelError, match=r"billing-old-repartition .* not read.*semel app drain"):
+        Machine("a", broker)
+    broker.offsets[TopicPartition(repartition, 0)] = Position(2)
+    positions = {TopicPartition(outbox, 0): Position(1)}
+    with pytest.raises(SemelError, match=r"billing-old-outbox .* not delivered"):
+        Machine("a", broker, delivered=lambda sink, ps: positions if sink == "old" else {})
+    positions = {TopicPartition(outbox, 0): Position(2)}
+    Machine("a", broker, delivered=lambda sink, ps: positions if sink == "old" else {})
 
 
 @pytest.mark.parametrize(

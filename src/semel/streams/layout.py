@@ -7,11 +7,11 @@ with unread records) stops the start with a message, never a silent repair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from semel.errors import SemelError, UsageError
-from semel.ports import Log, NewTopic, TopicInfo, TopicPartition
+from semel.ports import Log, NewTopic, Position, TopicInfo, TopicPartition
 from semel.streams import graph as g
 from semel.streams.topic import NAME_LENGTH_MAX
 
@@ -91,26 +91,35 @@ def lay_out(graph: g.Graph, log: Log, *, prefix: str = "", trace: bool = False) 
     return Layout(prefix, {name: counts[name] for name in used}, {name: there[name].topic_id for name in used})
 
 
-def leftovers(graph: g.Graph, log: Log, layout: Layout) -> list[str]:
-    """Messages about internal topics of this app that no node owns and that hold records its group has begun to read
-    and not finished: what a removed repartition or sink leaves behind."""
+# Sink name, partitions of its outbox -> how far its delivery is (the offsets of group APP.SINK).
+Delivered = Callable[[str, Sequence[TopicPartition]], Mapping[TopicPartition, Position | None]]
+
+
+def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | None = None) -> list[str]:
+    """Messages about internal topics of this app that no node of the program owns any more and that hold records which
+    were not read, or not delivered: what a removed operator or sink leaves behind.
+
+    The name alone does not tell (`a-b-x-outbox` may belong to app `a` or `a-b`), so a topic counts only if a group of
+    this app has a position in it. Without `delivered` outboxes are not looked at."""
     found = []
     opening = f"{graph.app}-"
-    known = {*graph.internal, *graph.topics, g.internal_name(graph.app, "", g.InternalKind.ORDER)}
     for name, info in sorted(_bare(log.topics(), layout.prefix).items()):
-        if name in known or not name.startswith(opening) or not name.endswith(f"-{g.InternalKind.REPARTITION}"):
+        if name in layout.partitions or not name.startswith(opening):
             continue
         partitions = [TopicPartition(layout.prefix + name, p) for p in range(info.partitions)]
-        committed = log.committed(partitions)
-        ends = log.ends(partitions)
-        unread = sum(
-            max(0, ends[at] - position.offset) for at in partitions if (position := committed.get(at)) is not None
-        )
-        if unread and any(holds_records(log, at, position.offset) for at in partitions if (position := committed[at])):
+        if name.endswith(ending := f"-{g.InternalKind.REPARTITION}"):
+            positions, what, owner = log.committed(partitions), "read", "operator"
+        elif delivered is not None and name.endswith(ending := f"-{g.InternalKind.OUTBOX}"):
+            positions = delivered(name[len(opening) : -len(ending)], partitions)
+            what, owner = "delivered", "sink"
+        else:
+            continue
+        begun = {at: position.offset for at in partitions if (position := positions.get(at)) is not None}
+        if begun and any(holds_records(log, at, begun.get(at, 0)) for at in partitions):
             found.append(
-                f"{log.name}: topic {name} belongs to app {graph.app}, no operator of the program reads it any more, "
-                f"and up to {unread} of its records were not read. Put the operator back and let it finish, or drop "
-                f"them: delete the topic."
+                f"{log.name}: topic {layout.prefix}{name} belongs to app {graph.app}, no {owner} of the program owns "
+                f"it any more, and it holds records that were not {what}. Put the {owner} back and let it finish, or give "
+                f"them up: `semel app drain {name}`."
             )
     return found
 

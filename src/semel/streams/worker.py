@@ -42,14 +42,18 @@ from semel.ports import (
     Write,
 )
 from semel.streams import graph as g
-from semel.streams.layout import Layout, LayoutError, holds_records, lay_out, leftovers
+from semel.streams.layout import Delivered, Layout, LayoutError, holds_records, lay_out, leftovers
 from semel.streams.state import DELETE_RETENTION_MS
 from semel.streams.task import Task, TaskId, compile_graph
 
 STORE_INTERVAL_MS = 1_000  # how much of its changelog a restart reads again, at most, in time
 STORE_KEYS_MAX = 50_000  # and in changed keys per task
 RESTORE_BATCHES = 16  # per state and round, between two polls
-FAILED_COMMITS_MAX = 10  # in a row; what passes by itself has passed by then
+# Commits that failed in a row: what passes by itself (a rebalance, a broker's restart) has passed after both.
+FAILED_COMMITS_MAX = 10
+FAILED_COMMITS_MS = 60_000
+# After a failed commit nothing is taken for a while: a member that was replaced learns it with its next heartbeat.
+HOLD_MS, HOLD_MAX_MS = 50, 1_000
 
 
 class CommitFailed(SemelError):
@@ -104,6 +108,7 @@ class Worker:
         prefix: str = "",
         trace: bool = False,
         notice: Callable[[str], None] = lambda text: None,
+        delivered: Delivered | None = None,
     ) -> None:
         self.progress = Progress()
         self._graph = graph
@@ -115,6 +120,7 @@ class Worker:
         self._prefix = prefix
         self._trace = trace
         self._notice = notice
+        self._delivered = delivered
         self._programs = compile_graph(graph, trace=trace)
         self._home = {topic: sub for sub in graph.subtopologies for topic in sub.sources}
         self._layout: Layout | None = None
@@ -128,6 +134,8 @@ class Worker:
         self._commit_at_ms = 0
         self._store_at_ms = 0
         self._failed_commits = 0
+        self._failing_since_ms = 0
+        self._hold_until_ms = 0
         self._checked_positions = False
         self._ended = False
 
@@ -139,7 +147,7 @@ class Worker:
         self._layout = lay_out(self._graph, self._log, prefix=self._prefix, trace=self._trace)
         topics = sorted(self._home)
         self._log.join([self._prefix + topic for topic in topics], self)
-        for message in leftovers(self._graph, self._log, self._layout):
+        for message in leftovers(self._graph, self._log, self._layout, self._delivered):
             raise LayoutError(message)
         self._commit_at_ms = now_ms + self._interval_ms
 
@@ -150,8 +158,9 @@ class Worker:
         self._now_ms = now_ms
         try:
             if self._restoring:
+                busy = any(restoring.states for restoring in self._restoring.values())
                 self._restore_some()
-                timeout_s = 0.0
+                timeout_s = 0.0 if busy else min(timeout_s, max(0.0, (self._hold_until_ms - now_ms) / 1000))
             elif self._touched():
                 timeout_s = min(timeout_s, max(0.0, (self._commit_at_ms - now_ms) / 1000))
             taken = 0
@@ -296,17 +305,21 @@ class Worker:
             return True
         self._open = False
         self.progress.aborts += 1
+        if self._failed_commits == 0:
+            self._failing_since_ms = self._now_ms
         self._failed_commits += 1
         if isinstance(outcome, Fenced):
             self._steps.reached(Step.LOG_FENCED)
         word = "fenced" if isinstance(outcome, Fenced) else "unknown" if isinstance(outcome, Unknown) else "not done"
-        if self._failed_commits >= FAILED_COMMITS_MAX:
+        failing_ms = self._now_ms - self._failing_since_ms
+        if self._failed_commits >= FAILED_COMMITS_MAX and failing_ms >= FAILED_COMMITS_MS:
             raise CommitFailed(
-                f"{self._log.name}: {self._failed_commits} commits in a row did not succeed; the last was {word}: "
-                f"{outcome.reason}. Nothing of them is lost: the app goes on from its committed positions when it is "
-                "started again."
+                f"{self._log.name}: {self._failed_commits} commits in a row, over {failing_ms // 1000} s, did not "
+                f"succeed; the last was {word}: {outcome.reason}. Nothing of them "
+                "is lost: the app goes on from its committed positions when it is started again."
             )
         self._notice(f"commit {word}: {outcome.reason}; going back to the committed positions")
+        self._hold_until_ms = self._now_ms + min(HOLD_MAX_MS, HOLD_MS << min(self._failed_commits, 10))
         self._start_over()
         return False
 
@@ -477,7 +490,7 @@ class Worker:
                 restores.append(_Restore(fold.name, at, fit.offset, ends[at], records))
         for at in sources:
             self._log.seek(at, positions[at.topic[len(self._prefix) :]].offset)
-        if restores:
+        if restores or self._now_ms < self._hold_until_ms:
             self._restoring[id] = _Restoring(task, restores)
         else:
             self._go(task)
@@ -502,7 +515,7 @@ class Worker:
             for restore in list(restoring.states):
                 if self._restore_slice(restoring.task, restore):
                     restoring.states.remove(restore)
-            if not restoring.states:
+            if not restoring.states and self._now_ms >= self._hold_until_ms:
                 del self._restoring[id]
                 for at, position in restoring.task.positions().items():
                     self._log.seek(self._layout.at(*at), position.offset)  # whatever was fetched before the pause
