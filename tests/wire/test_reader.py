@@ -138,6 +138,12 @@ def test_bytes_left_over_are_refused() -> None:
         read_request(framed(12, 0, written(random_request(12, 0, 1)) + b"zz"))
 
 
+def test_all_topics_as_librdkafka_asks_for_them() -> None:
+    """Its null array has three bytes too many; Kafka ignores what follows, and so must we."""
+    frame = bytes.fromhex("0003000d00000003000772646b61666b610000000000010000")  # AdminClient.list_topics()
+    assert read_request(frame).message.topics is None
+
+
 def test_metadata_0_asks_for_all_topics_with_an_empty_list() -> None:
     """Handlers know only null, as later versions say it."""
     assert read_request(framed(3, 0, b"\x00\x00\x00\x00")).message.topics is None
