@@ -91,3 +91,14 @@ def test_sequences_wrap_to_zero() -> None:
 def test_an_unknown_producer_may_start_anywhere() -> None:
     """A client goes on with its sequence when its topic was made anew (as in Kafka)."""
     assert Producers().check(1, 0, 17, 20, 0) == Accept()
+
+
+def test_the_broker_writes_without_sequences_and_nobody_else() -> None:
+    """Offsets in a transaction carry the producer's id and epoch, but no sequence, and leave the window alone."""
+    producers = producers_with((0, 4))
+    producers.appended(1, 3, -1, -1, 5, 0, 0)
+    assert producers.check(1, 3, 5, 5, 5) == Accept()
+    assert producers.check(1, 3, 0, 4, 0) == Duplicate(0, 4, 0)
+    assert producers.check(1, 3, -1, -1, 0) == OutOfOrder(0, -1, below_window=False)
+    producers.appended(1, 4, -1, -1, 6, 0, 0)
+    assert producers.check(1, 3, 5, 5, 5) == Fenced(4)

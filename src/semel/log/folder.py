@@ -60,6 +60,8 @@ class Folder:
             file.close()
             disk.rename(_FORMAT + _UNFINISHED, _FORMAT)
             disk.sync_folder("")
+        if disk.exists(_RESERVE + _UNFINISHED):
+            disk.remove(_RESERVE + _UNFINISHED)
         return Folder(disk, reserve_bytes)
 
     def release(self) -> bool:

@@ -171,7 +171,7 @@ class Partition:
                 producer_id,
                 header[10],
                 first,
-                (first + last_delta) & 0x7FFFFFFF,
+                (first + last_delta) & 0x7FFFFFFF if first >= 0 else -1,
                 base_offset,
                 header[4] if crc is None else crc,
                 max_timestamp,

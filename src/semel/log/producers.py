@@ -107,6 +107,9 @@ class Producers:
         self.by_id: dict[int, Producer] = {}
 
     def check(self, producer_id: int, epoch: int, first_sequence: int, last_sequence: int, crc: int) -> Verdict:
+        if first_sequence < 0:
+            # Only the broker itself writes without sequences (offsets in a transaction), and it does not ask.
+            return OutOfOrder(0, first_sequence, False)
         producer = self.by_id.get(producer_id)
         if producer is None:
             # Nothing is known of it here: a client goes on with its sequence after its topic was made anew, so any
@@ -148,7 +151,8 @@ class Producers:
             assert epoch > producer.epoch, (producer_id, epoch, producer.epoch)
             producer.epoch = epoch
             producer.window.clear()
-        producer.window.append(Accepted(first_sequence, last_sequence, base_offset, crc, at))
+        if first_sequence >= 0:
+            producer.window.append(Accepted(first_sequence, last_sequence, base_offset, crc, at))
 
     def marked(self, producer_id: int, epoch: int, coordinator_epoch: int) -> None:
         """A marker was appended. One with a higher epoch fences the older one here too, and starts a new sequence."""

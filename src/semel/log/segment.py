@@ -114,6 +114,7 @@ class Segment:
         segment.end_offset = end_offset
         segment.max_timestamp = max_timestamp
         segment._load_index()
+        segment.close()  # opened again when somebody reads or appends: most never are
         return segment
 
     @property

@@ -15,18 +15,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from semel.ports import Buffer
+from semel.ports import Buffer, Random
 
 PAGE_BYTES: Final = 4096
-
-
-class Dice(Protocol):
-    """As much of random.Random as is needed."""
-
-    def random(self) -> float: ...
-    def randrange(self, start: int, stop: int, /) -> int: ...
 
 
 class PowerCut(BaseException):
@@ -97,7 +90,7 @@ class File:
             failure, data = errno.ENOSPC, data[: max(0, room)]
         elif self._disk._fails(self._disk.faults.append):
             failure = errno.ENOSPC if self._disk.dice.random() < 0.5 else errno.EIO
-            data = data[: self._disk.dice.randrange(0, len(data) + 1)]
+            data = data[: self._disk.dice.randint(0, len(data))]
         if data:
             inode.pending.append((len(inode.content), data))
             inode.content += data
@@ -142,7 +135,7 @@ _Change = Callable[[dict[str, _Inode]], None]
 class Disk:
     """`operations` counts appends, syncs, truncations and changes of names; the power fails at number `cut_at`."""
 
-    def __init__(self, dice: Dice, faults: Faults | None = None) -> None:
+    def __init__(self, dice: Random, faults: Faults | None = None) -> None:
         self.dice = dice
         self.faults = faults if faults is not None else Faults()
         self.operations = 0
@@ -229,7 +222,7 @@ class Disk:
         names = dict(self._durable_names)
         for folder in sorted(self._changes):
             changes = self._changes[folder]
-            for change in changes[: self.dice.randrange(0, len(changes) + 1)]:
+            for change in changes[: self.dice.randint(0, len(changes))]:
                 change(names)
         folders = set(self._durable_folders)
         for parent in sorted(self._new_folders):
@@ -324,7 +317,7 @@ class Disk:
         if not pending:
             return content
         dice = self.dice
-        way = dice.randrange(0, 4)
+        way = dice.randint(0, 3)
         if way == 0:
             return content
         if way == 1:
@@ -332,12 +325,12 @@ class Disk:
                 _put(content, position, data)
             return content
         if way == 2:
-            kept = dice.randrange(0, len(pending))
+            kept = dice.randint(0, len(pending) - 1)
             for position, data in pending[:kept]:
                 _put(content, position, data)
             position, data = pending[kept]
             if data is not None:
-                _put(content, position, data[: dice.randrange(0, len(data) + 1)])
+                _put(content, position, data[: dice.randint(0, len(data))])
             return content
         # The size reached the medium, and any of the pages, whatever was to be cut off in between.
         for position, data in pending:
