@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -119,7 +120,8 @@ def serve(script: Script, node: ScriptedNode | None = None) -> ScriptedNode:
         loop = asyncio.get_running_loop()
         address: asyncio.Future[tuple[str, int]] = loop.create_future()
         server = Server(scripted, Path("data"), lambda: 1_000)  # type: ignore[arg-type]
-        serving = loop.create_task(server.run("127.0.0.1", 0, lambda host, port: address.set_result((host, port))))
+        bound = socket.create_server(("127.0.0.1", 0))
+        serving = loop.create_task(server.run(bound, lambda host, port: address.set_result((host, port))))
         host, port = await address
 
         async def connect() -> Client:

@@ -17,6 +17,7 @@ import typer.core
 import typer.main
 
 from semel.errors import SemelError
+from semel.ports import LogLost
 
 
 class Entry(NamedTuple):
@@ -98,6 +99,9 @@ def main() -> None:
     except SemelError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except LogLost as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except BrokenPipeError:
         # The reader of our output has gone (`semel read … | head`): nothing is left to say, also not at exit.
         sys.stdout = None

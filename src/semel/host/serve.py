@@ -7,9 +7,11 @@ served before recovery is synced.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import random
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -32,7 +34,12 @@ def serve(folder: Path, listen: str, advertise: str | None, durability: str, set
     advertised = parse_address(advertise, "--advertise") if advertise is not None else None
     config = Config.parse([*settings, f"durability={durability}"])
     _log_to_stderr()
-    lock = FolderLock.take(_made(folder))
+    listening = _bound(host, port)
+    try:
+        lock = FolderLock.take(_made(folder))
+    except SemelError:
+        listening.close()
+        raise
     try:
         started = time.monotonic()
         now_ms = clock()
@@ -51,10 +58,11 @@ def serve(folder: Path, listen: str, advertise: str | None, durability: str, set
             node.address = advertised or (host, port)
             print(f"ready {host}:{port}", flush=True)
 
-        asyncio.run(Server(node, folder, now_ms).run(host, port, ready))
+        asyncio.run(Server(node, folder, now_ms).run(listening, ready))
         node.close()
         logger.info("stopped")
     finally:
+        listening.close()
         lock.release()
 
 
@@ -64,6 +72,26 @@ def parse_address(text: str, option: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"{option} {text}: write HOST:PORT, for example 127.0.0.1:9092 (port 0: any free one).")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Bound, not listening yet: an address in use is found out before the folder is touched, and nobody connects
+    before the broker serves."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SemelError(
+                f"{host}:{port} is in use. Stop what listens there, choose another port with --listen {host}:PORT, or "
+                f"port 0 for a free one."
+            ) from None
+        raise SemelError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}. Give an address of this machine with --listen."
+        ) from None
+    return bound
 
 
 def _made(folder: Path) -> Path:

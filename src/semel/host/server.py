@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,18 +70,15 @@ class Server:
 
     # life
 
-    async def run(self, host: str, port: int, ready: Callable[[str, int], None]) -> None:
-        """Listens, calls `ready` with the address, serves until a signal; ServerFailed when it cannot go on."""
+    async def run(self, bound: socket.socket, ready: Callable[[str, int], None]) -> None:
+        """Listens on a bound socket, calls `ready` with the address, serves until a signal; ServerFailed when it cannot go on."""
         loop = self._loop = asyncio.get_running_loop()
         self._stopping, self._quiet = asyncio.Event(), asyncio.Event()
         loop.set_exception_handler(self._unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        try:
-            listening = await loop.create_server(factory(self), host, port, backlog=1024)
-        except OSError as error:
-            raise SemelError(_cannot_listen(host, port, error)) from None
-        address = listening.sockets[0].getsockname()
+        listening = await loop.create_server(factory(self), sock=bound, backlog=1024)
+        address = bound.getsockname()
         ready(address[0], address[1])
         self._schedule()
         await self._stopping.wait()
@@ -280,14 +278,3 @@ class Server:
         """What asyncio reports: a peer's reset, no descriptors left; a line, never a traceback."""
         error = context.get("exception")
         logger.warning("%s%s", context.get("message", "asyncio"), f": {error}" if error else "")
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"{host}:{port} is in use. Stop what listens there, choose another port with --listen {host}:PORT, or "
-            f"port 0 for a free one."
-        )
-    return (
-        f"cannot listen on {host}:{port}: {error.strerror or error}. Choose an address of this machine with --listen."
-    )

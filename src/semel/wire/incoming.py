@@ -1,7 +1,7 @@
 """One request, or one reply, from one frame: its header, then its body.
 
-Invariant: a request that is returned is of an API and version in `SERVED`, and used every byte of its frame;
-everything else is a MalformedFrame or an UnsupportedRequest.
+Invariant: a request that is returned is of an API and version in `SERVED`; everything else is a MalformedFrame or an
+UnsupportedRequest.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ know are skipped, as KIP-482 asks. kio's own native reader is not used: it raise
 pass for an array that may not be null, and aborts the whole process on an array length that it cannot allocate:
 twenty bytes from anyone would kill the broker.
 
-Invariant: whatever the bytes are, the outcome is a message that used all of them, or MalformedFrame.
+Invariant: whatever the bytes are, the outcome is a message or MalformedFrame, and a reply used all of them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ from semel.wire.writer import FIXED
 Read = Callable[[bytes, int, int], tuple[Any, int]]  # data, position, end -> message, position after it
 
 VARINT_BITS_MAX = 35
-
-# What Kafka's own parser ignores and a client in wide use sends: librdkafka asks for all topics (flexible Metadata) by
-# a null array of four bytes where one is meant, so that three bytes follow its tags.
-LEFT_OVER = {("MetadataRequest", 3)}
 
 
 def _long_varint(first: int, data: bytes, at: int) -> tuple[int, int]:
@@ -283,13 +279,15 @@ def _read(entity: KioClass, into: Any, replies: bool, data: bytes, at: int) -> A
         raise MalformedFrame("the frame ends too early") from None
     except (StructError, ValueError, OverflowError) as error:  # cut off; not UTF-8; a time out of range
         raise MalformedFrame(str(error)) from None
-    if at != len(data) and (entity.__name__, len(data) - at) not in LEFT_OVER:
+    # Kafka's own parser ignores what follows a request, and a client in wide use sends it: librdkafka asks for all
+    # topics (flexible Metadata) with a null array of four bytes where one is meant: three bytes follow its tags.
+    if at != len(data) and replies:
         raise MalformedFrame(f"{len(data) - at} bytes are left over")
     return message
 
 
 def read_request_body(entity: KioClass, data: bytes, at: int) -> Any:
-    """The request at `at`, to the end of `data`, as `broker.requests` has it. MalformedFrame says what is wrong."""
+    """The request at `at` as `broker.requests` has it. MalformedFrame says what is wrong."""
     return _read(entity, request_type(entity), False, data, at)
 
 
