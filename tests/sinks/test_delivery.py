@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from semel.contract import AtLeastOnce, AtMostOnce, Claim, LogIdentity
 from semel.host.postgres import PostgresServer
-from semel.ports import NotDone, Position, Step, TopicPartition
+from semel.ports import Done, NotDone, Position, Step, TopicPartition
 from semel.record.murmur2 import partition_for
 from semel.sinks import Lines, Postgres
 from semel.sinks.delivery import REPEAT_MS, Delivery
 from semel.sinks.sink import Diverged, SinkError
 from tests.sinks.conftest import MakeSink
-from tests.sinks.values import Total, held, opened, totals
+from tests.sinks.values import Total, claimed, delivery, held, opened, rows, totals
 from tests.support.outboxlog import OutboxLog, OutboxSession
 from tests.support.tcpproxy import TcpProxy
 
@@ -369,6 +369,25 @@ def test_a_commit_without_an_answer_is_resolved_by_a_claim(
     assert shown(direct) == totals([("a", 1), ("a", 2), ("a", 3)])
 
 
+def test_a_commit_whose_answer_never_comes_is_unknown_after_a_bound(
+    proxied: tuple[TcpProxy, Postgres, Postgres],
+) -> None:
+    """S8: the connection stays open and silent (a frozen middleman, a stopped server): no wait is without end."""
+    proxy, through, direct = proxied
+    sink = Postgres(through.dsn, "totals", hand_over_s=1.0)
+    log = outbox()
+    put(log, sink, Total("a", 1))
+    worker = Worker(log, sink)
+    worker.turn(2)
+    put(log, sink, Total("a", 2))
+    proxy.freeze(b"COMMIT\0")
+    assert worker.turn() == 0
+    assert "was not answered: no answer within 2 s" in worker.said[-1]
+    worker.turn(2)
+    assert worker.delivery.lag() == 0
+    assert shown(direct) == totals([("a", 1), ("a", 2)])
+
+
 @pytest.mark.parametrize("needle", [b"BEGIN\0", b"second", b"UPDATE"])
 def test_a_connection_lost_anywhere_else_loses_nothing(
     proxied: tuple[TcpProxy, Postgres, Postgres], needle: bytes
@@ -510,8 +529,6 @@ def test_postgres_a_claim_puts_out_an_owner_that_stands_in_its_transaction(
     sink = make_postgres(key="customer")
     log = LogIdentity("id", 1)
     stuck: Any = opened(sink, steps=HoldAt())
-    from tests.sinks.values import claimed, rows
-
     claim = claimed(stuck, sink, log=log)
     with pytest.raises(Hold):
         stuck.write(claim, 0, rows_count, "r", rows(sink, [Total(f"c{n}", 1) for n in range(rows_count)]))
@@ -519,10 +536,49 @@ def test_postgres_a_claim_puts_out_an_owner_that_stands_in_its_transaction(
     taken = claimed(heir, sink, log=log)
     assert (taken.epoch, taken.position) == (2, 0)
     batch = rows(sink, [Total(f"c{n}", 2) for n in range(rows_count)])
-    assert heir.write(taken, 0, rows_count, "r", batch).__class__.__name__ == "Done"
+    assert heir.write(taken, 0, rows_count, "r", batch) == Done()
     outcome = stuck.write(claim, 0, rows_count, "r", batch)
     assert isinstance(outcome, NotDone), "its session was ended"
     assert {total for _, total in held(heir)} == {2}
+
+
+def test_postgres_a_claim_puts_out_an_owner_that_stands_in_the_middle_of_a_copy(make_postgres: MakeSink) -> None:
+    """S14: the server waits for the rest of its data, where neither statement_timeout nor the idle timeout counts; only
+    ending the backend helps."""
+    sink = make_postgres()
+    log = LogIdentity("id", 1)
+    stuck, heir = opened(sink), opened(sink)
+    claim = claimed(stuck, sink, log=log)
+    batch = rows(sink, [Total("a", n) for n in range(200)])
+    connection: Any = stuck
+    real = connection._connected()
+    real.execute("BEGIN")
+    real.execute("SELECT FROM semel_positions FOR UPDATE")
+    with pytest.raises(psycopg.Error), real.cursor().copy("COPY totals FROM STDIN") as copy:
+        copy.write_row(("a", "1"))
+        taken = claimed(heir, sink, log=log)
+        assert heir.write(taken, 0, 200, "r", batch) == Done()
+    assert isinstance(stuck.write(claim, 0, 200, "r", batch), NotDone)
+    assert len(held(heir)) == 200
+
+
+def test_postgres_an_owner_whose_connection_is_new_claims_again(make_postgres: MakeSink) -> None:
+    """A claim names its backend, by which a successor can end it; under another backend nothing is written."""
+    log, sink = outbox(2), make_postgres()
+    put(log, sink, Total("a", 1))
+    put(log, sink, Total("b", 1), partition=1)
+    worker = Worker(log, sink)
+    worker.turn(2)
+    connection: Any = worker.delivery._connection
+    connection._connected().close()
+    put(log, sink, Total("a", 2))
+    put(log, sink, Total("b", 2), partition=1)
+    worker.turn(4)
+    found = (
+        connection._connected().execute("SELECT holder_pid = pg_backend_pid(), epoch FROM semel_positions").fetchall()
+    )
+    assert found == [(True, 2), (True, 2)]
+    assert shown(sink) == totals([("a", 1), ("a", 2), ("b", 1), ("b", 2)])
 
 
 def test_sqlite_a_waiting_claim_says_who_holds_the_file(make_sqlite: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +586,7 @@ def test_sqlite_a_waiting_claim_says_who_holds_the_file(make_sqlite: MakeSink, m
     sink = make_sqlite()
     owner = opened(sink)
     connection: Any = owner
-    claim = connection.claim(dataclasses.replace(_delivery(sink), partition=0), LogIdentity("id", 1))
+    claim = connection.claim(delivery(sink), LogIdentity("id", 1))
     assert isinstance(claim, Claim)
     connection._connected().execute("BEGIN IMMEDIATE")
     waiting = sink.open()
@@ -540,12 +596,6 @@ def test_sqlite_a_waiting_claim_says_who_holds_the_file(make_sqlite: MakeSink, m
     assert f"pid {os.getpid()}" in waited.reason
     connection._connected().execute("ROLLBACK")
     assert not isinstance(waiting.prepare(Total), NotDone)
-
-
-def _delivery(sink: Any) -> Any:
-    from tests.sinks.values import delivery
-
-    return delivery(sink)
 
 
 def test_nothing_here_needs_a_clock_of_its_own() -> None:

@@ -16,9 +16,11 @@ class TcpProxy:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self._open: set[socket.socket] = set()
+        self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._needle = b""
         self._forward = False
+        self._frozen = False
         self.cuts = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -29,6 +31,12 @@ class TcpProxy:
     def lose_answer(self, needle: bytes) -> None:
         """The next request with these bytes arrives and has its effect; its answer does not come back."""
         self._needle, self._forward = needle, True
+
+    def freeze(self, needle: bytes) -> None:
+        """The next request with these bytes arrives; nothing comes back, and nothing more goes on, but the connection
+        stays open."""
+        self._needle, self._forward = needle, True
+        self._frozen = True
 
     def cut(self) -> None:
         """Closes every connection; new ones are accepted."""
@@ -66,6 +74,12 @@ class TcpProxy:
             if self._needle and self._needle in data:
                 self._needle = b""
                 self.cuts += 1
+                if self._frozen:
+                    self._frozen = False
+                    with self._lock:
+                        self._silent.add(client)
+                    server.sendall(data)
+                    return
                 if self._forward:
                     with self._lock:
                         self._open.discard(client)
@@ -81,6 +95,8 @@ class TcpProxy:
 
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
         while data := _received(server):
+            if client in self._silent:
+                continue
             try:
                 client.sendall(data)
             except OSError:

@@ -127,6 +127,7 @@ class Delivery:
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         for at in partitions:
             self._lanes.pop(at, None)
+            self._trouble.lanes.discard(at)
 
     # --- one turn ---------------------------------------------------------------------------------------------------
 

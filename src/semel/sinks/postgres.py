@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from semel.contract import Contract, Transactional
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
-from semel.sinks.positions import transactional
+from semel.sinks.positions import TABLE, transactional
 from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
 
 CONTRACT = transactional("Postgres with fsync=on (its default); semel sets synchronous_commit=on for its own session")
@@ -42,8 +42,9 @@ class Postgres:
         schema, _, last = table.rpartition(".")
         if not last or "." in schema:
             raise SinkError(f"Postgres table {table!r}: wanted is TABLE or SCHEMA.TABLE.")
-        if len((last + _suffix).encode()) > 63:  # Postgres would cut it, and two names could become one
-            raise SinkError(f"Postgres table {last + _suffix!r}: a name has at most 63 bytes.")
+        for given in (last + _suffix, TABLE + _suffix):
+            if len(given.encode()) > 63:  # Postgres would cut it, and two names could become one
+                raise SinkError(f"Postgres table {given!r}: a name has at most 63 bytes.")
         if hand_over_s < 1:
             raise SinkError(f"hand_over_s={hand_over_s}: at least 1 second.")
         self.dsn = dsn

@@ -7,7 +7,8 @@ ended by the claimer, through the backend recorded in the row (FAULTS S14).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 
 import psycopg
@@ -36,6 +37,30 @@ HOPELESS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "
 Answer = TypeVar("Answer")
 
 
+class _Bounded(psycopg.Connection[Any]):
+    """Waits for each answer at most `bound_s`: a server that was stopped, or a middleman that froze, keeps the
+    connection open and would be waited for without end."""
+
+    bound_s = 60.0
+
+    def wait(self, gen: Generator[Any, Any, Answer], *more: Any, **said: Any) -> Answer:
+        return super().wait(self._bounded(gen), *more, **said)
+
+    def _bounded(self, gen: Generator[Any, Any, Answer]) -> Generator[Any, Any, Answer]:
+        deadline = time.monotonic() + self.bound_s
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted  # 0 every tenth of a second in which nothing came
+                if not ready and time.monotonic() > deadline:
+                    self.close()
+                    raise psycopg.OperationalError(f"no answer within {self.bound_s:.0f} s")
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            answer: Answer = done.value
+            return answer
+
+
 class PostgresConnection:
     """See `ports.SinkConnection`."""
 
@@ -45,6 +70,9 @@ class PostgresConnection:
         self._value_type: object = None
         self._connection: psycopg.Connection[Any] | None = None
         self._shape: Shape | None = None
+        # The first epoch of each delivery that was claimed on this connection. A claim names its backend, by which
+        # its successor can end it; so a claim made on another connection is not written under.
+        self._claimed: dict[DeliveryId, int] = {}
         self._notes: list[str] = []
         self._table = sql.Identifier(*filter(None, (sink.schema, sink.table_name + sink.suffix)))
         control = positions.TABLE + sink.suffix
@@ -72,7 +100,9 @@ class PostgresConnection:
         }
         ours.update({name: str(value) for name, value in said.items()})
         try:
-            connection = psycopg.connect(make_conninfo(**ours), autocommit=True, row_factory=tuple_row)
+            connection = _Bounded.connect(make_conninfo(**ours), autocommit=True, row_factory=tuple_row)
+            # Past the server's own bounds, which tell more.
+            connection.bound_s = 1.0 + 1.5 * self._sink.hand_over_s
             # A statement, a lock and a silence inside a transaction all end below the hand-over time: an owner that
             # has stopped is put out by the server even when nobody comes to claim.
             settings = {
@@ -97,6 +127,7 @@ class PostgresConnection:
             raise
         self._connection = connection
         self._shape = None  # perhaps another server than the one looked at before
+        self._claimed.clear()
         return connection
 
     def _trying(self, what: Callable[[psycopg.Connection[Any]], Answer]) -> Answer | NotDone:
@@ -112,7 +143,10 @@ class PostgresConnection:
         state = why.sqlstate or ""
         if state[:2] in HUMAN:
             raise SinkError(f"{self._sink.where}: {_brief(why)} (SQLSTATE {state}).") from None
-        return NotDone(f"{self._sink.where}: {_brief(why)}")
+        bound = ""
+        if isinstance(why, errors.QueryCanceled):
+            bound = f" (a statement is given hand_over_s={self._sink.hand_over_s:g} s)"
+        return NotDone(f"{self._sink.where}: {_brief(why)}{bound}")
 
     def _rolled_back(self) -> None:
         """Ends the open transaction; a connection that cannot even do that is given up."""
@@ -298,6 +332,7 @@ class PostgresConnection:
             positions.same_log(
                 delivery, log, (positions.Stored(*one) for one in stored), self._sink.where, self._control_text
             )
+        self._claimed.setdefault(delivery, row[0])
         return Claim(delivery, epoch=row[0], incarnation=row[1], position=row[2], run=row[3], log=log)
 
     def _put_out(self, delivery: DeliveryId) -> str:
@@ -325,12 +360,13 @@ class PostgresConnection:
     # --- a batch --------------------------------------------------------------------------------------------------
 
     def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
-        assert self._shape is not None, "a claim comes before a write"
         assert start < end, (start, end)
-        upserts, deletes = split(self._shape, rows)
         connection = self._connection
-        if connection is None or connection.closed:
-            return NotDone(f"{self._sink.where}: the connection is gone")
+        if connection is None or connection.closed or claim.delivery not in self._claimed:
+            return NotDone(f"{self._sink.where}: the connection of the claim is gone")
+        assert self._claimed[claim.delivery] <= claim.epoch, (self._claimed, claim)
+        assert self._shape is not None, "a claim comes before a write"
+        upserts, deletes = split(self._shape, rows)
         try:
             fenced = self._write(connection, claim, start, end, run, upserts, deletes)
         except psycopg.Error as why:
