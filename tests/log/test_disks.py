@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -16,7 +18,7 @@ import pytest
 
 from semel import record
 from semel.host.disk import Disk as RealDisk
-from semel.log import Folder, FolderError
+from semel.log import Folder, FolderError, SizeWatch
 from semel.ports import Disk
 from semel.sim.disk import Disk as SimDisk
 from semel.sim.disk import Faults, PowerCut
@@ -301,3 +303,52 @@ def test_a_limited_file_fails_whole(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(errno.EFBIG), "900"]
     assert (tmp_path / "f").stat().st_size == 1000
+
+
+def test_syncs_beside_appends_and_checkpoints(tmp_path: Path) -> None:
+    """One thread syncs while another appends, writes and starts new files: what a sync returned is there."""
+    broker = MiniBroker(RealDisk(tmp_path))
+    dice = Random(1)
+    claimed = 0
+    done = threading.Event()
+
+    def syncing() -> None:
+        nonlocal claimed
+        while not done.is_set():
+            position = broker.journal.sync()
+            assert position <= broker.journal.written
+            assert position >= claimed
+            claimed = position
+            for partition in broker.partitions:
+                partition.sync_ahead()
+
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(syncing)
+        try:
+            for number in range(3000):
+                broker.produce(number % 2, record.encode([b"%d" % number] * dice.randrange(1, 5)))
+                if dice.random() < 0.3:
+                    broker.write()
+                if dice.random() < 0.01:
+                    broker.checkpoint()
+        finally:
+            done.set()
+        running.result()
+    assert claimed > 0
+    broker.flush()
+    expected = [values(partition) for partition in broker.partitions]
+    again = MiniBroker(RealDisk(tmp_path))
+    assert [values(partition) for partition in again.partitions] == expected
+
+
+def test_a_folder_that_grows_is_mentioned_once_per_doubling() -> None:
+    broker = MiniBroker(SimDisk(Random(0)))
+    watch = SizeWatch(10_000)
+    lines = []
+    for _ in range(100):
+        broker.produce(0, record.encode([bytes(500)]))
+        broker.flush()
+        if line := watch.warning("./data", broker.journal, broker.partitions):
+            lines.append(line)
+    assert len(lines) == 4
+    assert lines[0].startswith("./data holds 10.") and "next notice comes at 19.5 KB" in lines[0]

@@ -9,12 +9,13 @@ Start, in this order:
     append what recovery itself has to say (a new run, markers of prepared transactions), write, sync
     folder.recovered()                          # only now: it takes what space is left. 0: the disk is full
 
-Running: `append` and `Partition.apply` per record, `write` once per round, `sync` in any one thread, `durable` with
-what it returned. A replayed checkpoint record calls `Partition.restore(folder.disk, snapshot)`.
+Running: `append` and `Partition.apply` per record; once per round `Partition.flush` of those touched, then `write`;
+`sync` in any one thread, `durable` with what it returned. A replayed checkpoint record calls
+`Partition.restore(folder.disk, snapshot)`.
 
 Checkpoint, when `journal.bytes_since_checkpoint` is large:
 
-    for partition in partitions: partition.sync()       # in the syncing thread first, then again here: then it is short
+    for partition in partitions: partition.sync()       # short, if `sync_ahead` ran in the syncing thread before
     journal.checkpoint([(meta, b""), ...])              # broker records, and Partition.checkpoint() for each partition
     journal.drop_before(journal.checkpoint_position)
     for partition in partitions: partition.durable(journal.synced); partition.sweep()
@@ -30,6 +31,7 @@ from .folder import Folder
 from .journal import Entry, Journal
 from .partition import Partition, Read
 from .producers import Accept, Conflict, Duplicate, Fenced, NotInTransaction, OutOfOrder, Verdict
+from .size import SizeWatch
 from .snapshot import PartitionSnapshot
 
 __all__ = [
@@ -49,5 +51,6 @@ __all__ = [
     "Partition",
     "PartitionSnapshot",
     "Read",
+    "SizeWatch",
     "Verdict",
 ]

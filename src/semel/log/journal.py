@@ -86,6 +86,7 @@ class Journal:
         self._pieces: list[int] = []  # frame boundaries, REWRITE_BYTES apart: where a tail may be cut into pieces
         self.checkpoint_position = 0  # where the newest checkpoint starts; 0 before the first
         self.checkpoint_end = 0
+        self.records_since_checkpoint = 0  # with `bytes_since_checkpoint`: how long a restart would take
 
     @staticmethod
     def open(disk: Disk) -> Journal:
@@ -141,6 +142,7 @@ class Journal:
         until then."""
         if self._failed is not None:
             raise self._refusal()
+        self.records_since_checkpoint += 1
         return self._append(_RECORD, meta, payload)
 
     def _append(self, kind: bytes, meta: bytes, payload: Buffer) -> int:
@@ -256,6 +258,7 @@ class Journal:
             self._starts.append(start)
         self.checkpoint_position = start
         self.checkpoint_end = end
+        self.records_since_checkpoint = 0
         return end
 
     def drop_before(self, position: int) -> None:
@@ -306,6 +309,7 @@ class Journal:
                 known = max(known, frame.synced)
                 if frame.kind == _RECORD:
                     solid = position
+                    self.records_since_checkpoint += 1
                     yield Entry(position, frame.meta, frame.payload)
                 elif frame.kind == _CHECKPOINT:
                     # A file starts with a checkpoint or holds none; older ones are not read again.

@@ -59,6 +59,8 @@ class Segment:
         "_places",
         "_saved",
         "_sync_failed",
+        "_synced",
+        "_synced_ahead",
         "base_offset",
         "end_offset",
         "flushed",
@@ -67,7 +69,6 @@ class Segment:
         "path",
         "positions",
         "size",
-        "synced",
         "times",
     )
 
@@ -79,7 +80,8 @@ class Segment:
         self.end_offset = base_offset
         self.size = 0
         self.flushed = 0  # of `size`, what lies in the file
-        self.synced = 0
+        self._synced = 0
+        self._synced_ahead = 0
         self._parts: list[Buffer] = []  # the rest
         self._sync_failed = False
         self.max_timestamp = -1
@@ -110,7 +112,7 @@ class Segment:
             )
         if found > size:
             segment.file.truncate(size)
-        segment.size = segment.flushed = segment.synced = size
+        segment.size = segment.flushed = segment._synced = size
         segment.end_offset = end_offset
         segment.max_timestamp = max_timestamp
         segment._load_index()
@@ -153,19 +155,36 @@ class Segment:
             self.flushed = self.file.append(self._parts)
             self._parts = []
 
+    @property
+    def synced(self) -> int:
+        return max(self._synced, self._synced_ahead)
+
     def sync(self) -> None:
-        """May run in another thread beside all else: it covers what was flushed before the call."""
+        """Covers what was flushed before the call."""
         size = self.flushed
         if size > self.synced:
-            if self._sync_failed:
-                raise CorruptSegment(
-                    f"{self.path}.log: an earlier sync failed, so nobody knows what the disk holds. Start again: "
-                    f"recovery writes it anew."
-                )
-            self._sync_failed = True
+            self._sync()
+            self._synced = size
+
+    def sync_ahead(self) -> None:
+        """The same, for one other thread, beside all else. Each thread keeps its own figure, so that neither is set
+        back by the other."""
+        size = self.flushed
+        if size > self.synced:
+            self._sync()
+            self._synced_ahead = size
+
+    def _sync(self) -> None:
+        if self._sync_failed:
+            raise CorruptSegment(
+                f"{self.path}.log: an earlier sync failed, so nobody knows what the disk holds. Start again: recovery "
+                f"writes it anew."
+            )
+        try:
             self.file.sync()
-            self._sync_failed = False
-            self.synced = size
+        except BaseException:
+            self._sync_failed = True
+            raise
 
     def save_index(self) -> None:
         """Writes the new rows of the index beside the segment, unsynced: it is only a hint, and a disk that refuses
@@ -191,7 +210,7 @@ class Segment:
             self._file = None
 
     def remove(self) -> None:
-        self.close()
+        self._file = None  # a thread may be syncing it: its last user closes it
         for suffix in (".log", ".index"):
             if self._disk.exists(self.path + suffix):
                 self._disk.remove(self.path + suffix)
