@@ -67,12 +67,14 @@ class LiveMember:
     joining: Waiting | None = None
     syncing: Waiting | None = None
     synced: bool = False  # has asked for its assignment in this generation
+    recovered: bool = False  # known from before a restart, not heard of since
 
     def metadata(self, protocol: str | None) -> bytes:
         return next((metadata for name, metadata in self.protocols if name == protocol), b"")
 
     def seen(self, now_ms: int) -> None:
         self.deadline_ms = now_ms + self.session_timeout_ms
+        self.recovered = False
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ class Membership:
                 synced=True,
             )
             member.seen(now_ms)
+            member.recovered = True
             membership.add(member)
         return membership
 
@@ -182,8 +185,10 @@ class Membership:
             if owner is None:
                 return Error.UNKNOWN_MEMBER_ID
             if owner != member_id:
-                # Another process has taken this instance's place (KIP-345).
-                return Error.FENCED_INSTANCE_ID
+                # Another process has taken this instance's place (KIP-345). After a restart it may be this very one: a
+                # rebalance renames its members before its end is recorded, and the newer name can be the forgotten
+                # one. Fencing is for good (the client dies of it): only who was heard of since may do it.
+                return Error.UNKNOWN_MEMBER_ID if self.members[owner].recovered else Error.FENCED_INSTANCE_ID
         return Error.NONE if member_id in self.members else Error.UNKNOWN_MEMBER_ID
 
     def supports(self, protocol_type: str, protocols: Protocols, besides: str | None = None) -> bool:
