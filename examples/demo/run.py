@@ -7,6 +7,7 @@ everything fed has been delivered, and only then are the outputs read.
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,9 @@ PARTITIONS = 4
 SESSION_MS = 2_000
 
 # How long an armed process may take to reach its step, before it is killed wherever it is.
-ARMED_S = 3.0
+ARMED_S = 2.0
+READY_S = 6.0
+RESTARTS_MAX = 10  # of workers that give up because the broker is away just as they start
 TICK_S = 0.02
 
 
@@ -63,6 +66,7 @@ class Run:
         self.producer: Producer | None = None
         self.acknowledged = 0
         self.refused_writes: list[str] = []
+        self.gave_up = 0
 
     def _worker(self, slot: int) -> Child:
         env = {
@@ -84,6 +88,8 @@ class Run:
         for slot, worker in enumerate(self.workers):
             worker.command = self._command(slot)
             worker.start()
+        for worker in self.workers:
+            self._until(functools.partial(_running, worker), 30, f"{worker.name} runs")
         self.progress.began = time.monotonic()
         for n, event in enumerate(events):
             self._feed(event.at)
@@ -128,6 +134,7 @@ class Run:
     def _kill_worker(self, event: Event, following: int) -> None:
         worker = self.workers[event.slot]
         self.progress.doing = f"killing worker {event.slot + 1}"
+        self._wait(lambda: _running(worker), READY_S)
         self._arm(worker, event, signal.SIGKILL)
         self._feed(following)
         reached = self._strike(worker, event, signal.SIGKILL, lambda: not worker.alive())
@@ -149,7 +156,8 @@ class Run:
 
     def _stop_worker(self, event: Event, following: int) -> None:
         worker = self.workers[event.slot]
-        self.progress.doing = f"worker {event.slot + 1} is stopped"
+        self.progress.doing = f"stopping worker {event.slot + 1}"
+        self._wait(lambda: _running(worker), READY_S)
         self._arm(worker, event, signal.SIGSTOP)
         self._feed(following)
         reached = self._strike(worker, event, signal.SIGSTOP, worker.stopped)
@@ -195,11 +203,16 @@ class Run:
         )  # fmt: skip
 
     def _revive(self) -> None:
-        """A worker that ended by itself is a failure of the demo, not a part of it."""
+        """Starts again a worker that gave up by itself: the broker was away just as it started. More often than a few
+        times is a failure of the demo."""
         for worker in self.workers:
             code = worker.exit_code()
-            if code is not None and code >= 0:
+            if code is None or code < 0:
+                continue
+            self.gave_up += 1
+            if self.gave_up > RESTARTS_MAX or "does not answer" not in worker.tail(3):
                 raise DemoFailed(f"{self.mode}: {worker.name} ended with {code}:\n{worker.tail()}")
+            worker.start()
 
     # --- feeding and waiting ---
 
@@ -245,6 +258,7 @@ class Run:
         while not until():
             if time.monotonic() > deadline:
                 return False
+            self._revive()
             self._done()
             time.sleep(TICK_S)
         return True
@@ -262,3 +276,9 @@ class Run:
 
     def _say(self, what: str, style: str) -> None:
         self.screen.say(self.progress, what, style)
+
+
+def _running(worker: Child) -> bool:
+    """Whether this incarnation has said that it runs: it has its partitions."""
+    text = worker.output.read_text(errors="replace") if worker.output.exists() else ""
+    return "\nrunning " in text.rpartition("--- incarnation")[2]
