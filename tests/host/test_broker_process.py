@@ -17,6 +17,8 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from semel.host.steps import arm
+from semel.ports import Step
 from tests.support.broker import BrokerFailed, BrokerProcess
 
 WAIT_S = 30.0
@@ -159,7 +161,7 @@ def test_what_is_asked_wrongly_is_refused_with_2(tmp_path: Path, arguments: list
 
 
 def test_garbage_from_others_does_not_touch_it(broker: BrokerProcess) -> None:
-    """An HTTP client, a forged array length that aborts kio's native reader, half a frame: each connection is closed."""
+    """An HTTP client, a forged array length that aborts kio's native reader, half a frame."""
     forged = bytes.fromhex("00000016 0003000100000001 0004 61626364 7fffffff 0000")
     forged = (len(forged) - 4).to_bytes(4) + forged[4:]
     for data in (b"GET / HTTP/1.1\r\n\r\n", forged, b"\x00\x00\x00\x10\x00\x12"):
@@ -212,47 +214,47 @@ def test_an_open_transaction_is_hidden_and_its_successor_ends_it(broker: BrokerP
     assert values(broker, "t") == ["behind it", "mine"]
 
 
-@pytest.mark.parametrize("step", ["decision.before", "decision.after", "markers.after", "sync.before", "sync.after"])
-def test_killed_within_a_commit_it_is_whole_or_not_at_all(broker: BrokerProcess, step: str) -> None:
-    """Two partitions and an offset: after the restart all three or none, and none is torn."""
-    create(broker, "out", 2)
-    create(broker, "in")
-    broker.stop()
-    broker.start({"SEMEL_KILL": f"{step}:1"} if step.startswith(("decision", "markers")) else None)
-    client = producer(broker, "x")
-    if step.startswith("sync"):
-        broker.stop()
-        broker.start()
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step.DECISION_BEFORE,
+        Step.DECISION_AFTER,
+        Step.MARKERS_BEFORE,
+        Step.MARKERS_AFTER,
+        Step.SYNC_BEFORE,
+        Step.SYNC_AFTER,
+    ],
+)
+def test_killed_within_a_commit_it_is_whole_or_not_at_all(tmp_path: Path, step: Step) -> None:
+    """Two partitions and an offset: after the restart all three or none, from the decision on all (FAULTS B11, B12)."""
+    armed = tmp_path / "armed"
+    with BrokerProcess(tmp_path / "data", env={"SEMEL_ARM": str(armed)}) as broker:
+        create(broker, "out", 2)
+        create(broker, "in")
         client = producer(broker, "x")
-    consumer = Consumer({"bootstrap.servers": broker.address, "group.id": "g", "enable.auto.commit": False, **QUIET})
-    consumer.assign([TopicPartition("in", 0, 0)])
-    client.begin_transaction()
-    client.produce("out", "left", partition=0)
-    client.produce("out", "right", partition=1)
-    client.flush(WAIT_S)
-    client.send_offsets_to_transaction([TopicPartition("in", 0, 7)], consumer.consumer_group_metadata(), WAIT_S)
-    if step.startswith("sync"):
-        # Armed only now, so that it is the commit's own sync.
-        broker.kill()
-        broker.start()
-        client.commit_transaction(WAIT_S)
-    else:
+        consumer = Consumer({"bootstrap.servers": broker.address, "group.id": "g", **QUIET})
+        consumer.assign([TopicPartition("in", 0, 0)])
+        client.begin_transaction()
+        client.produce("out", "left", partition=0)
+        client.produce("out", "right", partition=1)
+        client.flush(WAIT_S)
+        client.send_offsets_to_transaction([TopicPartition("in", 0, 7)], consumer.consumer_group_metadata(), WAIT_S)
+        arm(armed, step, signal.SIGKILL)
         with pytest.raises(confluent_kafka.KafkaException):
-            client.commit_transaction(3.0)
+            client.commit_transaction(2.0)
         broker.wait(-signal.SIGKILL)
+        arm(armed, step, 0)
         broker.start()
-    successor = producer(broker, "x")  # ends what was left
-    transaction(successor, "out", [])
-    found = sorted(values(broker, "out", partitions=2))
-    reader = Consumer({"bootstrap.servers": broker.address, "group.id": "g", **QUIET})
-    offset = reader.committed([TopicPartition("in", 0)], WAIT_S)[0].offset
-    assert (found, offset) in ((["left", "right"], 7), ([], confluent_kafka.OFFSET_INVALID))
-    if step in ("decision.before",):
-        assert not found
-    if step in ("decision.after", "markers.after"):
-        assert found  # the decision was in the journal
-    consumer.close()
-    reader.close()
+        producer(broker, "x")  # ends what was left open
+        found = sorted(values(broker, "out", partitions=2))
+        reader = Consumer({"bootstrap.servers": broker.address, "group.id": "g", **QUIET})
+        offset = reader.committed([TopicPartition("in", 0)], WAIT_S)[0].offset
+        if step is Step.DECISION_BEFORE:
+            assert (found, offset) == ([], confluent_kafka.OFFSET_INVALID)
+        else:
+            assert (found, offset) == (["left", "right"], 7)
+        consumer.close()
+        reader.close()
 
 
 def test_a_group_reads_on_after_the_crash(broker: BrokerProcess) -> None:

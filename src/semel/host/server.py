@@ -71,7 +71,7 @@ class Server:
     # life
 
     async def run(self, bound: socket.socket, ready: Callable[[str, int], None]) -> None:
-        """Listens on a bound socket, calls `ready` with the address, serves until a signal; ServerFailed when it cannot go on."""
+        """Listens on a bound socket, calls `ready`, serves until a signal; ServerFailed when it cannot go on."""
         loop = self._loop = asyncio.get_running_loop()
         self._stopping, self._quiet = asyncio.Event(), asyncio.Event()
         loop.set_exception_handler(self._unhandled)
