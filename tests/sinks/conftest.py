@@ -29,7 +29,7 @@ def database(server: PostgresServer) -> str:
     """The dsn of a fresh database."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        connection.execute(f"CREATE DATABASE {name}")
     return server.dsn.rpartition("/")[0] + "/" + name
 
 

@@ -446,7 +446,7 @@ def test_the_databases_agree_with_psycopg_on_what_exists(make_postgres: MakeSink
     sink = make_postgres(key="id")
     opened(sink, Everything)
     with psycopg.connect(sink.dsn) as connection:
-        found = dict(
+        found: dict[str, str] = dict(
             connection.execute(
                 "SELECT column_name::text, data_type::text FROM information_schema.columns WHERE table_name = 'totals'"
             ).fetchall()

@@ -40,8 +40,8 @@ class Postgres:
         _suffix: str = "",
     ) -> None:
         schema, _, last = table.rpartition(".")
-        if not last or "." in schema:
-            raise SinkError(f"Postgres table {table!r}: wanted is TABLE or SCHEMA.TABLE.")
+        if not last or "." in schema or "%" in table:  # "%" marks parameters in psycopg's statements
+            raise SinkError(f"Postgres table {table!r}: wanted is TABLE or SCHEMA.TABLE, without a per cent sign.")
         for given in (last + _suffix, TABLE + _suffix):
             if len(given.encode()) > 63:  # Postgres would cut it, and two names could become one
                 raise SinkError(f"Postgres table {given!r}: a name has at most 63 bytes.")

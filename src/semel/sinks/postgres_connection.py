@@ -172,6 +172,8 @@ class PostgresConnection:
     def _prepare(self, connection: psycopg.Connection[Any]) -> None:
         sink = self._sink
         wanted = columns_of(self._value_type, sink.where)
+        if strange := [column.name for column in wanted or () if "%" in column.name]:  # marks parameters in psycopg
+            raise SinkError(f"{sink.where}: the field {strange[0]!r} has a per cent sign in its name. Rename it.")
         if wanted is not None:
             for field in sink.key or ():
                 if field not in {column.name for column in wanted}:
