@@ -68,27 +68,33 @@ def metadata(broker: Broker, request: Request, now_ms: int) -> Ready:
         found, newest = [], 0
         drafted: dict[str, MetadataResponseTopic] = {}
         for one in wanted:
-            topic_id = getattr(one, "topic_id", None)
-            if one.name is None and topic_id is not None:
+            topic_id: UUID | None = getattr(one, "topic_id", None)
+            name: str = one.name if one.name is not None else ""
+            if one.name is not None:
+                topic = state.topics.get(name)
+            elif topic_id is None:
+                found.append(MetadataResponseTopic(Error.INVALID_REQUEST, ""))
+                continue
+            else:
                 topic = state.topics_by_id.get(topic_id)
                 if topic is None:
-                    found.append(MetadataResponseTopic(Error.UNKNOWN_TOPIC_ID, None, topic_id))
+                    # Only from version 12 on may the reply leave the name out.
+                    named = None if request.version >= 12 else ""
+                    found.append(MetadataResponseTopic(Error.UNKNOWN_TOPIC_ID, named, topic_id))
                     continue
-            else:
-                topic = state.topics.get(one.name)
             if topic is not None:
                 found.append(_described(broker, topic))
                 newest = max(newest, topic.position)
-            elif one.name in drafted:
-                found.append(drafted[one.name])
-            elif not legal(one.name):
-                found.append(MetadataResponseTopic(Error.INVALID_TOPIC, one.name))
+            elif name in drafted:
+                found.append(drafted[name])
+            elif not legal(name):
+                found.append(MetadataResponseTopic(Error.INVALID_TOPIC, name))
             elif not may_create:
-                found.append(MetadataResponseTopic(Error.UNKNOWN_TOPIC_OR_PARTITION, one.name))
+                found.append(MetadataResponseTopic(Error.UNKNOWN_TOPIC_OR_PARTITION, name))
             else:
-                topic_id = create(draft, broker, one.name, broker.config.num_partitions, {})
-                drafted[one.name] = _topic(broker, one.name, topic_id, broker.config.num_partitions)
-                found.append(drafted[one.name])
+                topic_id = create(draft, broker, name, broker.config.num_partitions, {})
+                drafted[name] = _topic(broker, name, topic_id, broker.config.num_partitions)
+                found.append(drafted[name])
     response = MetadataResponse(
         brokers=(MetadataResponseBroker(broker.config.node_id, broker.host, broker.port),),
         cluster_id=state.cluster_id,
