@@ -18,7 +18,7 @@ from typing import Any
 from semel.app import App
 from semel.contract import Mode
 from semel.errors import UsageError
-from semel.ports import Step
+from semel.ports import NotDone, Step
 from semel.proof.processes import BrokerChild, Child, ProofError, semel_command
 from semel.proof.storm import Storm, storm_of
 from semel.proof.world import World, sink_connections
@@ -82,8 +82,11 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         world = World(url, prefix, graph)
         world.log.connect()
         sinks = sink_connections(graph, prefix)
+        for name, (sink, connection) in sinks.items():
+            if isinstance(away := connection.prepare(world.value_of(name)), NotDone):
+                raise ProofError(f"sink {sink.name}: {away.reason}. Start it, or name another in the app, then again.")
         given = workload(world.sources, _sample(app), _files(asked.inputs), dice)
-        world.prepare(given, slices=int(asked.crashes * 1.6) + 4)
+        world.prepare(given, slices=asked.crashes * 2 + 4)
         plan = schedule(
             dice, asked.crashes, workers=WORKERS, broker=broker is not None, sinks=bool(graph.sinks),
             file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
@@ -101,8 +104,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         storm.run(deadline_s=60 + 12 * plan.kills)
         storm.calm()
         say(f"{storm.kills_worker + storm.kills_broker} kills; finishing the rest of the input")
-        while world.feed():
-            pass
+        world.finish()
         if not world.settled(alive=lambda: _alive(storm)):
             raise ProofError(
                 "the app did not finish its input within the time, with nothing broken any more. The workers said:\n"

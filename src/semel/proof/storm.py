@@ -63,7 +63,7 @@ class Storm:
     broker_queue: deque[Fault]
     crashes: int
     session_s: float
-    feed: Callable[[], bool]  # lets the next slice of input through; False when there is none left
+    feed: Callable[[], None]  # lets the next slice of input through
     say: Callable[[str], None]
     file_sinks: bool = False
     kills_worker: int = 0

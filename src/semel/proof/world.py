@@ -30,7 +30,9 @@ class World:
         self.log = ClusterLog(url, group=prefix + graph.app)
         self.sources = {n.topic.name: n.topic for n in graph.nodes if isinstance(n, g.Read)}
         self.waiting: deque[tuple[str, Given]] = deque()
+        self._input: list[tuple[str, Given]] = []
         self.fed = 0
+        self.rounds = 1  # how often the input was let through, the last time perhaps in part
         self.slice = 1
         self.history: dict[str, list[int]] = {}
         self._writers: dict[str, Callable[..., None]] = {}
@@ -49,18 +51,25 @@ class World:
         while any(queues):
             for queue in queues:
                 for _ in range(min(50, len(queue))):
-                    self.waiting.append(queue.popleft())
+                    self._input.append(queue.popleft())
+        self.waiting.extend(self._input)
         self.slice = max(1, len(self.waiting) // max(1, slices))
 
-    def feed(self, count: int | None = None) -> bool:
-        """The next slice of input; False when nothing is left."""
+    def feed(self) -> None:
+        """The next slice of input. When all of it has been let through it begins again: the storm goes on until it
+        has had its kills, and a kill while nothing moves proves nothing."""
         if not self.waiting:
-            return False
-        for _ in range(min(count or self.slice, len(self.waiting))):
+            self.waiting.extend(self._input)
+            self.rounds += 1
+        for _ in range(min(self.slice, len(self.waiting))):
             name, one = self.waiting.popleft()
             self._writers[name](-1, one.key, one.value, one.timestamp, None)
             self.fed += 1
-        return True
+
+    def finish(self) -> None:
+        """Lets the rest of the input through, if the storm did not need all of it."""
+        while self.waiting:
+            self.feed()
 
     # --- watching ---
 
@@ -132,6 +141,10 @@ class World:
             return True
         finally:
             log.close()
+
+    def value_of(self, sink: str) -> Any:
+        """The type of the values that go to a sink; None where the program does not tell it."""
+        return next(w.value for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)
 
     def outbox(self, sink: str) -> str:
         return next(w.outbox for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)

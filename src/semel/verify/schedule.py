@@ -37,7 +37,7 @@ SINK_STEPS = (
     Step.SINK_AFTER,
 )
 # Inside the sink's own transaction. SQLite has no server that could end a stopped owner's transaction (FAULTS S14).
-INSIDE_SINK = (Step.ROWS_AFTER, Step.POSITION_BEFORE, Step.POSITION_AFTER, Step.SINK_BEFORE)
+INSIDE_SINK = (Step.ROWS_BEFORE, Step.ROWS_AFTER, Step.POSITION_BEFORE, Step.POSITION_AFTER, Step.SINK_BEFORE)
 
 
 class Kind(StrEnum):
