@@ -40,9 +40,7 @@ class Counted:
 class Worker:
     """A delivery, its session and a clock that moves a second per turn."""
 
-    def __init__(
-        self, log: OutboxLog, sink: Any, *partitions: int, accept: Any = None, value_type: Any = Total
-    ) -> None:
+    def __init__(self, log: OutboxLog, sink: Any, *partitions: int, **more: Any) -> None:
         self.session: OutboxSession = log.session()
         self.steps = Counted()
         self.said: list[str] = []
@@ -53,9 +51,9 @@ class Worker:
             app="app",
             outbox=OUTBOX,
             value_type=Total,
-            accept=accept,
             steps=self.steps,
             say=self.said.append,
+            **more,
         )
         self.delivery.join()
         self.session.assign(OUTBOX, *(partitions or range(len(log.topics[OUTBOX].partitions))))
@@ -161,6 +159,21 @@ def test_a_superseded_delivery_is_fenced_and_counted(make_sink: MakeSink) -> Non
     put(log, sink, Total("a", 3))
     assert heir.turn() == 1, "nobody took the claim from the heir"
     assert shown(sink) == totals([("a", 1), ("a", 2), ("a", 3)])
+
+
+def test_a_sole_owner_that_is_fenced_stops(make_sink: MakeSink) -> None:
+    """A zombie on a copy of an embedded log has no group to tell it: it never claims back."""
+    log, sink = outbox(), make_sink()
+    put(log, sink, Total("a", 1))
+    zombie, heir = Worker(log, sink, sole_owner=True), Worker(log, sink, sole_owner=True)
+    zombie.turn(2)
+    heir.turn(2)
+    put(log, sink, Total("a", 2))
+    with pytest.raises(SinkError, match="is a copy of this folder in use"):
+        zombie.turn()
+    assert zombie.steps.hits[Step.SINK_FENCED] == 1
+    assert heir.turn() == 1
+    assert shown(sink) == totals([("a", 1), ("a", 2)])
 
 
 def test_a_record_that_the_sink_refuses_stops_and_is_named(make_sink: MakeSink) -> None:

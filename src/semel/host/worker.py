@@ -272,6 +272,7 @@ class _DeliveryThread(threading.Thread):
             outbox=run.prefix + write.outbox,
             value_type=write.value,
             accept=write.accept,
+            sole_owner=run.url.startswith(EMBEDDED),
             steps=steps,
             say=lambda text: _say(f"sink {name}: {text}"),
         )

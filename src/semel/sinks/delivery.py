@@ -67,7 +67,10 @@ class _Trouble:
 
 class Delivery:
     """`join`, then `step` again and again, then `close`. Raises SinkError (Diverged among them) and LogLost: nothing
-    was lost, and nothing goes on without a person. `say` is given a sentence when a trouble begins, lasts and ends."""
+    was lost, and nothing goes on without a person. `say` is given a sentence when a trouble begins, lasts and ends.
+
+    `sole_owner`: this log has no other member (an embedded one). Being fenced then means that a copy of it is in use,
+    and claiming again would only pass the sink back and forth between two logs that went different ways."""
 
     def __init__(
         self,
@@ -78,11 +81,13 @@ class Delivery:
         outbox: str,
         value_type: object = None,
         accept: Accept | None = None,
+        sole_owner: bool = False,
         steps: Steps | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._log, self._sink = log, sink
         self._app, self._outbox, self._value_type = app, outbox, value_type
+        self._sole_owner = sole_owner
         self._at_most_once = isinstance(accept, AtMostOnce)
         self._remembers = sink.contract.remembers_position
         self._steps = steps or NoSteps()
@@ -238,6 +243,12 @@ class Delivery:
                 return len(rows)
             case Fenced(reason):
                 self._steps.reached(Step.SINK_FENCED)
+                if self._sole_owner:
+                    raise SinkError(
+                        f"{reason}. Another process has taken over the delivery of {lane.at.topic}, and "
+                        f"{self._log.name} has one owner: is a copy of this folder in use? Nothing of ours was "
+                        "written. End one of the two."
+                    )
                 self._later(lane, reason, FENCED_MS)
             case NotDone(reason) | Unknown(reason):
                 self._later(lane, reason)
