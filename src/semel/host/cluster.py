@@ -275,8 +275,8 @@ class ClusterLog:
                 request_timeout=timeout_s,
             )
             found = {TopicPartition(at.topic, at.partition): f.result(timeout_s).offset for at, f in asked.items()}
-            # Where the connection went, librdkafka answers -1001 without an error: taken for an end, a restore would read
-            # nothing, and a delivery would find its log shorter than its sink (the demo, seed 2).
+            # Where the connection went, librdkafka answers -1001 without an error: taken for an end, a restore would
+            # read nothing, and a delivery would find its log shorter than its sink (the demo, seed 2).
             if min(found.values()) < 0:
                 raise FutureTimeout
             return found
