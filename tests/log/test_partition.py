@@ -294,12 +294,13 @@ def test_offsets_by_time() -> None:
     for number in range(30):
         writer.data(b"x" * 50, time=1000 + number * 10)
     writer.data(b"late", time=500)
+    writer.put(record.placed(record.marker(True, 5, 0, 0, 20_000), partition.end_offset, 1))
     writer.data(b"open", time=9000, producer=1)
     writer.durable()
     assert partition.offset_for_time(0) == (0, 1000)
     assert partition.offset_for_time(1055) == (6, 1060)
     assert partition.offset_for_time(1290) == (29, 1290)
-    assert partition.offset_for_time(1291) == (31, 9000)
+    assert partition.offset_for_time(1291) == (32, 9000)
     assert partition.offset_for_time(1291, committed=True) is None
     assert partition.offset_for_time(9001) is None
     assert partition.max_timestamp == 9000

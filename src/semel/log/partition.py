@@ -158,7 +158,7 @@ class Partition:
         if segment is None or (segment.size and segment.size + size > self.segment_bytes):
             segment = self._roll(base_offset)
         byte = segment.size
-        segment.append(parts, base_offset, next_offset, max_timestamp)
+        segment.append(parts, base_offset, next_offset, -1 if attributes & CONTROL else max_timestamp)
         self.end_offset = next_offset
         if not self.epochs or epoch > self.epochs[-1][0]:
             self.epochs.append((epoch, base_offset))
@@ -294,7 +294,7 @@ class Partition:
 
     @property
     def max_timestamp(self) -> int:
-        """The largest timestamp of any batch; -1 when there is none."""
+        """The largest timestamp of any record that is no marker; -1 when there is none."""
         return max((segment.max_timestamp for segment in self._segments), default=-1)
 
     def epoch_end(self, epoch: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from semel.ports import Buffer, Disk, File
+from semel.record.batch import CONTROL
 
 from .errors import CorruptSegment
 
@@ -23,9 +24,9 @@ FLUSH_BYTES: Final = 256 << 10
 INDEX_BYTES: Final = 32 << 10  # a row of the index per so many bytes
 _WALK_BYTES: Final = 64 << 10
 _SCAN_BYTES: Final = 1 << 20
-# Of a batch's header: base offset, length, last offset delta; and further down its largest timestamp.
+# Of a batch's header: base offset, length, last offset delta; the same with magic, attributes and largest timestamp.
 _STEP: Final = struct.Struct(">qi11xi")
-_STEP_TIME: Final = struct.Struct(">qi4xbi2xi8xq")
+_STEP_TIME: Final = struct.Struct(">qi4xb4xhi8xq")
 _PREFIX: Final = 12
 _ROW: Final = struct.Struct("<qqq")
 _POSITIONS_MAX: Final = 64  # readers whose place is remembered
@@ -38,7 +39,7 @@ class Step(NamedTuple):
     end: int
     base_offset: int
     next_offset: int
-    max_timestamp: int
+    max_timestamp: int  # -1 for a control batch: no reader asks for its time
 
 
 class Chunk(NamedTuple):
@@ -271,10 +272,12 @@ class Segment:
                 data, base, at = self.file.read(byte, _WALK_BYTES), byte, 0
                 if len(data) < _STEP_TIME.size:
                     raise self._damaged(byte, f"{len(data)} bytes are left")
-            base_offset, length, magic, _, last_delta, max_timestamp = _STEP_TIME.unpack_from(data, at)
+            base_offset, length, magic, attributes, last_delta, max_timestamp = _STEP_TIME.unpack_from(data, at)
             end = byte + _PREFIX + length
             if magic != 2 or length < _STEP_TIME.size or end > size or last_delta < 0:
                 raise self._damaged(byte, "no batch starts here")
+            if attributes & CONTROL:
+                max_timestamp = -1
             yield Step(byte, end, base_offset, base_offset + last_delta + 1, max_timestamp)
             byte = end
 
