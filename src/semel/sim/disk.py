@@ -38,21 +38,13 @@ class Faults:
 class _Inode:
     """What one file holds: for its process, and on the medium."""
 
-    __slots__ = ("content", "durable", "pending", "sealed")
+    __slots__ = ("content", "durable", "pending")
 
     def __init__(self) -> None:
         self.content = bytearray()
         self.durable = bytearray()
         # (position, bytes) written, or (size, None) cut to, since the last sync, in order
         self.pending: list[tuple[int, bytes | None]] = []
-        self.sealed = True  # exists on the medium as far as its own sync goes
-
-    def copy(self) -> _Inode:
-        other = _Inode()
-        other.content = bytearray(self.content)
-        other.durable = bytearray(self.durable)
-        other.pending = list(self.pending)
-        return other
 
 
 def _put(target: bytearray, position: int, data: bytes | None) -> None:
