@@ -196,9 +196,10 @@ class MemLog:
         if self._generation != self.broker.generation:
             mine = list(self._positions)
             if mine:
-                # The living are asked first; one whose partitions another has already got only learns that it lost.
+                # The living are asked first. One that another has already replaced, or that slept through a whole
+                # generation and is no member any more, only learns that it lost.
                 taken = {at for m, ps in self.broker.assignment.items() if m != self.member for at in ps}
-                if taken.intersection(mine):
+                if taken.intersection(mine) or self._generation != self.broker.generation - 1:
                     self.calls.append("lost")
                     self._listener.lost(mine)
                 else:

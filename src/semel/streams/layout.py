@@ -118,17 +118,26 @@ def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | N
         if begun and any(holds_records(log, at, begun.get(at, 0)) for at in partitions):
             found.append(
                 f"{log.name}: topic {layout.prefix}{name} belongs to app {graph.app}, no {owner} of the program owns "
-                f"it any more, and it holds records that were not {what}. Put the {owner} back and let it finish, or give "
-                f"them up: `semel app drain {name}`."
+                f"it any more, and it holds records that were not {what}. Put the {owner} back and let it finish, or "
+                f"give them up: `semel app drain {name}`."
             )
     return found
 
 
 def holds_records(log: Log, at: TopicPartition, start: int | None = None) -> bool:
-    """Whether a partition holds a committed record at or after `start`."""
-    begin = max(log.starts([at])[at], start or 0)
+    """Whether a partition holds a committed record at or after `start`, as far as can be told without waiting: what
+    lies behind an open transaction is of now, not of a forgotten run."""
+    position = max(log.starts([at])[at], start or 0)
     end = log.ends([at])[at]
-    return any(records.offsets for records in log.read(at, begin, end)) if end > begin else False
+    if end <= position:
+        return False
+    for records in log.read(at, position, end):
+        if records.offsets:
+            return True
+        if records.next_offset <= position:
+            return False
+        position = records.next_offset
+    return False
 
 
 def _bare(topics: Mapping[str, TopicInfo], prefix: str) -> dict[str, TopicInfo]:

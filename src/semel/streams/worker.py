@@ -257,7 +257,7 @@ class Worker:
         """Ends the transaction with everything processed so far. Afterwards tasks go on, or were made anew."""
         tasks = self._ready()
         touched = [task for task in tasks if task.touched]
-        if not touched and not (store and any(_unstored(task) for task in tasks)):
+        if not touched:
             return
         assert self._layout is not None
         if not self._open and self._mode is Mode.EXACTLY_ONCE:
@@ -265,9 +265,7 @@ class Worker:
         self._open = True
         for task in touched:
             task.flush()
-        positions = {
-            self._layout.at(*at): position for task in touched or tasks for at, position in task.positions().items()
-        }
+        positions = {self._layout.at(*at): position for task in touched for at, position in task.positions().items()}
         due = store or self._now_ms >= self._store_at_ms or any(_unstored(t) > STORE_KEYS_MAX for t in tasks)
         keep = [task for task in tasks if _unstored(task)] if due else []
         # Asked before the commit: that the commit then succeeds proves that nobody else had written below these ends.
@@ -427,12 +425,13 @@ class Worker:
             self._checked_positions = True
             return
         everything = [at for topic in self._home for at in self._layout.all(topic)]
-        if all(position is None for position in self._log.committed(everything).values()):
-            for name, topic in self._graph.internal.items():
-                if topic.kind is not g.InternalKind.DEAD_LETTER:
-                    for at in self._layout.all(name):
-                        if holds_records(self._log, at):
-                            raise self._positions_gone(at, everything)
+        for name, topic in self._graph.internal.items():
+            if topic.kind is g.InternalKind.DEAD_LETTER:
+                continue
+            for at in self._layout.all(name):
+                # Asked in this order: another member that has just made its first commit has made its positions, too.
+                if holds_records(self._log, at) and not any(self._log.committed(everything).values()):
+                    raise self._positions_gone(at, everything)
         self._checked_positions = True
 
     def _positions_gone(self, at: TopicPartition, missing: Sequence[TopicPartition]) -> SemelError:
