@@ -17,7 +17,7 @@ from semel.broker.draft import Draft
 from semel.broker.events import NOTHING, ConnectionClosed, Event, Ready, Request
 from semel.broker.membership import Membership
 from semel.broker.messages import FetchLeaderIdAndEpoch, ProduceLeaderIdAndEpoch
-from semel.broker.records import Record, Transaction, TxnState
+from semel.broker.records import PartitionKey, Record, TopicDeleted, Transaction, TxnState
 from semel.broker.state import State
 from semel.ports import Buffer, Disk, Random
 
@@ -37,6 +37,7 @@ class Broker:
         self.port = 0
         # Volatile.
         self.waits = fetch.Waits()
+        self.gone: list[tuple[int, PartitionKey]] = []  # partitions of deleted topics, until that is durable
         self.accepted: dict[str, transactions.Accepted] = {}  # by transactional id
         self.expiry_ms: int | None = None  # no open transaction expires before
         self.memberships: dict[str, Membership] = {}  # by group id
@@ -63,6 +64,9 @@ class Broker:
 
     def apply(self, record: Record, payload: Buffer, position: int) -> None:
         """The only mutator of the durable state. `position`: the journal's after the record."""
+        if type(record) is TopicDeleted:
+            count = len(self.state.topics_by_number[record.number].partitions)
+            self.gone += [(position, (record.number, index)) for index in range(count)]
         self.state.apply(record, payload, position)
         if type(record) is Transaction and record.state is TxnState.ONGOING:
             expiry_ms = transactions.expires_ms(record)
@@ -73,6 +77,8 @@ class Broker:
         """The journal is durable up to here: marks advance, who waited for them is answered."""
         self.durable_position = position
         moved = self.state.durable(position)
+        while self.gone and self.gone[0][0] <= position:
+            moved.append(self.gone.pop(0)[1])
         if not moved:
             return NOTHING
         replies = fetch.moved(self, moved)

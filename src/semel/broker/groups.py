@@ -8,6 +8,7 @@ Invariant: a request that names an old generation, an unknown member or a replac
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from semel.broker.draft import Draft
@@ -22,7 +23,7 @@ from semel.broker.messages import (
     MemberResponse,
     SyncGroupResponse,
 )
-from semel.broker.offset_records import GroupKey, encode_key, encode_metadata
+from semel.broker.offset_records import GroupKey, Metadata, encode_key, encode_metadata
 from semel.broker.records import GroupGeneration
 from semel.broker.requests import milliseconds
 from semel.record.batch import encode
@@ -235,11 +236,23 @@ def _replace(
         and same_subscription(before, member.metadata(membership.protocol))
     ):
         _store(broker, draft, membership, now_ms)
-        # Before version 9 it is not told that it leads, or it would assign again (KIP-814).
-        draft.replies.append(_joined(membership, member, Waiting.of(request), taken_over_from=old_leader))
+        draft.replies.append(_joined(membership, member, Waiting.of(request), old_leader))
         return
+    _record_rename(broker, draft, membership, old_id, new_id, now_ms)
     _await_join(broker, member, request)
     _rebalance(broker, draft, membership, now_ms)
+
+
+def _record_rename(broker: Broker, draft: Draft, membership: Membership, old_id: str, new_id: str, now_ms: int) -> None:
+    """A rebalance follows, at whose end the group is stored; the name must not wait for that: forgotten in a crash, it
+    would fence the process that has it, for good, and let its predecessor in again."""
+    group = broker.state.groups.get(membership.id)
+    stored = None if group is None else group.metadata
+    if stored is None or all(member.id != old_id for member in stored.members):
+        return
+    members = tuple(replace(member, id=new_id) if member.id == old_id else member for member in stored.members)
+    leader = new_id if stored.leader == old_id else stored.leader
+    _append(broker, draft, membership.id, replace(stored, members=members, leader=leader), now_ms)
 
 
 def _fenced_join(waiting: Waiting, member_id: str) -> Reply:
@@ -259,24 +272,22 @@ def _join_reply(waiting: Waiting, response: JoinGroupResponse, waits: bool) -> R
     return Reply(waiting.connection, waiting.token, response, waits)
 
 
-def _joined(membership: Membership, member: LiveMember, waiting: Waiting, taken_over_from: str | None = None) -> Reply:
-    """The reply to a member that is in the generation."""
+def _joined(membership: Membership, member: LiveMember, waiting: Waiting, former_leader: str | None = None) -> Reply:
+    """The reply to a member that is in the generation. `former_leader`: it has taken over without a rebalance, so there
+    is nothing to assign. Version 9 can say so (KIP-814); an older client must not take itself for the leader."""
     leads = membership.leader == member.id
-    takes_over = taken_over_from is not None
-    told_leader = membership.leader or ""
-    if takes_over and waiting.version < 9 and taken_over_from is not None:
-        told_leader = taken_over_from
-    shows_members = leads and not (takes_over and waiting.version < 9)
+    takes_over = former_leader is not None
+    hides = takes_over and waiting.version < 9
     members = [
         JoinGroupResponseMember(one.id, one.instance_id, one.metadata(membership.protocol))
-        for one in (membership.members.values() if shows_members else ())
+        for one in (membership.members.values() if leads and not hides else ())
     ]
     response = JoinGroupResponse(
         generation_id=membership.generation,
         protocol_type=membership.protocol_type,
         protocol_name=membership.protocol or "",
-        leader=told_leader,
-        skip_assignment=takes_over and leads,
+        leader=(former_leader if hides else membership.leader) or "",
+        skip_assignment=takes_over and leads and not hides,
         member_id=member.id,
         members=members,
     )
@@ -331,10 +342,13 @@ def _complete_join(broker: Broker, draft: Draft, membership: Membership, now_ms:
 
 def _store(broker: Broker, draft: Draft, membership: Membership, now_ms: int) -> None:
     """The group as it is becomes durable."""
-    value = encode_metadata(membership.stored(now_ms))
-    batch = encode([value], [encode_key(GroupKey(membership.id))], now_ms)
+    _append(broker, draft, membership.id, membership.stored(now_ms), now_ms)
+
+
+def _append(broker: Broker, draft: Draft, group_id: str, metadata: Metadata, now_ms: int) -> None:
+    batch = encode([encode_metadata(metadata)], [encode_key(GroupKey(group_id))], now_ms)
     state = broker.state
-    key = (state.offsets_topic, state.groups.partition_of(membership.id))
+    key = (state.offsets_topic, state.groups.partition_of(group_id))
     partition = state.partition(key)
     assert partition is not None, key
     draft.append_own(key, partition, batch)

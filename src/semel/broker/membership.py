@@ -5,7 +5,8 @@
       +--nobody left----+  +<------- a member comes, goes or changes its subscription --------------+
 
 It dies with the process. What the last completed rebalance decided is durable (`group_state`), and a start makes the
-members from it, each with a whole session ahead, so that they go on heartbeating in the same generation.
+members from it, each with a whole session ahead, so that they go on heartbeating in the same generation. If a newer
+generation had been handed out, the start begins with a rebalance instead: the older one has given up its partitions.
 """
 
 from __future__ import annotations
@@ -67,14 +68,12 @@ class LiveMember:
     joining: Waiting | None = None
     syncing: Waiting | None = None
     synced: bool = False  # has asked for its assignment in this generation
-    recovered: bool = False  # known from before a restart, not heard of since
 
     def metadata(self, protocol: str | None) -> bytes:
         return next((metadata for name, metadata in self.protocols if name == protocol), b"")
 
     def seen(self, now_ms: int) -> None:
         self.deadline_ms = now_ms + self.session_timeout_ms
-        self.recovered = False
 
 
 @dataclass(slots=True)
@@ -97,9 +96,10 @@ class Membership:
         stored = group.metadata
         if stored is None or not stored.members:
             return Membership(group.id, generation=group.generation)
-        membership = Membership(
-            group.id, Phase.STABLE, stored.generation, stored.protocol_type, stored.protocol, stored.leader
-        )
+        # A generation that was handed out but not completed has superseded the stored one, also after a crash: whoever
+        # comes with the stored one, a zombie perhaps, may no longer commit (FAULTS B14).
+        phase = Phase.STABLE if group.generation == stored.generation else Phase.PREPARING
+        membership = Membership(group.id, phase, group.generation, stored.protocol_type, stored.protocol, stored.leader)
         for one in stored.members:
             member = LiveMember(
                 one.id,
@@ -113,8 +113,8 @@ class Membership:
                 synced=True,
             )
             member.seen(now_ms)
-            member.recovered = True
             membership.add(member)
+        membership.phase_until_ms = now_ms + membership.rebalance_timeout_ms
         return membership
 
     def stored(self, now_ms: int) -> Metadata:
@@ -185,10 +185,8 @@ class Membership:
             if owner is None:
                 return Error.UNKNOWN_MEMBER_ID
             if owner != member_id:
-                # Another process has taken this instance's place (KIP-345). After a restart it may be this very one: a
-                # rebalance renames its members before its end is recorded, and the newer name can be the forgotten
-                # one. Fencing is for good (the client dies of it): only who was heard of since may do it.
-                return Error.UNKNOWN_MEMBER_ID if self.members[owner].recovered else Error.FENCED_INSTANCE_ID
+                # Another process has taken this instance's place (KIP-345), and its name was durable before it knew.
+                return Error.FENCED_INSTANCE_ID
         return Error.NONE if member_id in self.members else Error.UNKNOWN_MEMBER_ID
 
     def supports(self, protocol_type: str, protocols: Protocols, besides: str | None = None) -> bool:

@@ -225,7 +225,6 @@ def delete_topics(broker: Broker, request: Request, now_ms: int) -> Ready:
             _forget_offsets(draft, state, topic, now_ms)
             results.append(DeletableTopicResult(topic.name, topic.id))
     draft.replies.append(Reply(request.connection, request.token, DeleteTopicsResponse(responses=results)))
-    # Whoever waits for one of them learns it at his deadline: the records are not applied yet.
     return draft.ready()
 
 
