@@ -39,6 +39,7 @@ from semel.sinks.sink import RowRefused, SinkError
 BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
 FENCED_MS = 500  # the group tells a superseded owner that it is one within a heartbeat: time to hear it
 REPEAT_MS = 10_000  # how often a trouble that lasts is said again
+CHANGED_MS = 1_000  # … and one that has changed
 IDLE_MS = 1_000  # a position past aborted records and markers only is written when nothing else was for this long
 LAG_MS = 1_000  # how often the group's offsets follow
 
@@ -210,8 +211,11 @@ class Delivery:
         pause_ms = min(BACKOFF_MS * 2 ** min(lane.failures, 10), BACKOFF_MAX_MS)
         lane.failures += 1
         lane.due_ms = self._now_ms + max(pause_ms, at_least_ms)
+        first = not self._trouble.lanes
         self._trouble.lanes.add(lane.at)
-        if reason != self._trouble.text or self._now_ms - self._trouble.said_ms >= REPEAT_MS:
+        since_ms = self._now_ms - self._trouble.said_ms
+        # One loss shows on every partition, each in words of its own: the first says it.
+        if first or since_ms >= REPEAT_MS or (reason != self._trouble.text and since_ms >= CHANGED_MS):
             self._trouble.text, self._trouble.said_ms = reason, self._now_ms
             self._say(f"{reason}; nothing is lost, trying again")
 
