@@ -9,6 +9,7 @@ has ended it.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -190,10 +191,15 @@ class TransactionalWriter(Producing):
     def _ended(self) -> None:
         """After a commit or abort that returned: any connection lost since `begin` may still carry a request of this
         transaction, which would hit the next one (B1). Only a higher epoch fences it."""
-        assert self._producer is not None
-        self._producer.poll(0)
-        if self._lines.failures:
+        if self._lost_a_connection():
             self.discard()
+
+    def _lost_a_connection(self) -> bool:
+        """Since `begin`, as far as the client's own log says."""
+        assert self._producer is not None
+        with contextlib.suppress(KafkaException, SystemError):  # a fatal error is told by the call that met it
+            self._producer.poll(0)
+        return bool(self._lines.failures)
 
     def commit(self, positions: Mapping[TopicPartition, Position], membership: Any) -> Outcome:
         producer = self._producer
@@ -229,7 +235,7 @@ class TransactionalWriter(Producing):
             return self._not_done(error_of(failed), "the offsets were refused")
         self._steps.reached(Step.OFFSETS_AFTER)
         self._steps.reached(Step.COMMIT_BEFORE)
-        deadline = time.monotonic() + COMMIT_TIMEOUT_S
+        deadline, resumed = time.monotonic() + COMMIT_TIMEOUT_S, False
         while True:
             left = max(0.5, deadline - time.monotonic())
             try:
@@ -239,15 +245,17 @@ class TransactionalWriter(Producing):
                 reason = str(stuck)
             except (KafkaException, SystemError) as failed:
                 error = error_of(failed)
-                if (
-                    error.retriable()
-                    and not error.txn_requires_abort()
-                    and not error.fatal()
-                    and time.monotonic() < deadline
-                ):
-                    continue  # the same commit, resumed: librdkafka allows it after a timeout
+                if is_fenced(error) and not resumed and not self._lost_a_connection():
+                    # Asked once, over a connection that lives, and refused: this is no unknown.
+                    return self._not_done(error, "the commit was refused")
+                final = error.txn_requires_abort() or error.fatal() or not error.retriable()
+                if not final and time.monotonic() < deadline:
+                    resumed = True  # the same commit goes on: librdkafka allows it after a timeout
+                    continue
                 reason = error.str()
-            # The commit may have been decided before whatever we saw: also when we are fenced by now.
+            if self._lines.failures:
+                reason += f"; a connection was lost: {self._lines.failures[0]}"
+            # The commit may have been decided before whatever we saw.
             self.open()
             return Unknown(f"the commit was not answered: {reason}")
         self._steps.reached(Step.COMMIT_AFTER)
