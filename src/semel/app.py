@@ -29,7 +29,7 @@ class App:
     def __init__(
         self,
         name: str,
-        build: Callable[[Builder], None],
+        build: Callable[[Builder], object],
         *,
         commit_interval_ms: int = 100,
         sample: Sample | None = None,

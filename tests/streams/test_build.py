@@ -70,11 +70,11 @@ def plain_state(b: Builder) -> None:
 
 
 def empty_list(b: Builder) -> None:
-    b.read(orders).fold([], lambda a, o: [*a, o.amount], name="n")  # here
+    b.read(orders).fold([], lambda a, o: [*a, o.amount], name="n")  # type: ignore  # here
 
 
 def none_zero(b: Builder) -> None:
-    b.read(orders).fold(None, lambda a, o: a, name="n", state=int)  # type: ignore[arg-type]  # here
+    b.read(orders).fold(None, lambda a, o: a, name="n", state=int)  # here
 
 
 def unhashable_key(b: Builder) -> None:
@@ -93,11 +93,11 @@ def long_loop(b: Builder) -> None:
 
 
 def wrong_topic(b: Builder) -> None:
-    b.read(orders).write(sums)  # type: ignore[call-overload]  # here
+    b.read(orders).write(sums)  # type: ignore  # here
 
 
 def weak_sink(b: Builder) -> None:
-    b.read(orders).write(Lines("f"))  # type: ignore[call-overload]  # here
+    b.read(orders).write(Lines("f"))  # type: ignore  # here
 
 
 def two_sinks(b: Builder) -> None:
@@ -106,11 +106,11 @@ def two_sinks(b: Builder) -> None:
 
 
 def accept_on_topic(b: Builder) -> None:
-    b.read(orders).write(refunds, accept=AtLeastOnce("why not"))  # type: ignore[call-overload]  # here
+    b.read(orders).write(refunds, accept=AtLeastOnce("why not"))  # type: ignore  # here
 
 
 def not_a_sink(b: Builder) -> None:
-    b.read(orders).write("refunds")  # type: ignore[call-overload]  # here
+    b.read(orders).write("refunds")  # type: ignore  # here
 
 
 def bad_state_name(b: Builder) -> None:
@@ -126,7 +126,7 @@ def merged_with_itself(b: Builder) -> None:
 
 
 def not_a_function(b: Builder) -> None:
-    b.read(orders).filter(True)  # type: ignore[arg-type]  # here
+    b.read(orders).filter(True)  # type: ignore  # here
 
 
 def reads_nothing(b: Builder) -> None:
@@ -158,7 +158,7 @@ def reads_nothing(b: Builder) -> None:
         (not_a_function, "filter wants a function, got bool"),
     ],
 )
-def test_a_wrong_topology_is_refused_at_its_line(build: Callable[[Builder], None], message: str) -> None:
+def test_a_wrong_topology_is_refused_at_its_line(build: Callable[[Builder], object], message: str) -> None:
     """The error opens with file and line and says what is wrong."""
     with pytest.raises(GraphError, match=re.escape(message)) as refused:
         App("shop", build).graph()
@@ -187,8 +187,8 @@ def test_an_empty_topology_is_refused() -> None:
         (lambda: Topic("t", key=str, value=dict[str, Plain]), "Plain is not a type that JSON can carry"),
         (lambda: Topic("t", key=str, value=object), "says nothing about the bytes"),
         (lambda: Topic("t", key=type(None), value=str), "stands for a deletion"),
-        (lambda: Topic("t", key=str, value=__import__("pickle")), "pickle is refused"),
-        (lambda: Topic("t", key=str, value=str, on_error="skip"), "'stop' or 'dead-letter'"),  # type: ignore[arg-type]
+        (lambda: Topic("t", key=str, value=__import__("pickle")), "pickle is refused"),  # type: ignore
+        (lambda: Topic("t", key=str, value=str, on_error="skip"), "'stop' or 'dead-letter'"),  # type: ignore
         (lambda: Topic("t", key=str, value=str, partitions=0), "at least 1"),
         (lambda: App("my app", key_twice), "only letters, digits"),
         (lambda: App("a", key_twice, commit_interval_ms=0), "1 to 60000"),

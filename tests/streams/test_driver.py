@@ -31,7 +31,7 @@ texts = Topic("texts", key=str, value=str)
 numbers = Topic("numbers", key=str, value=int)
 
 
-def drive(build: Callable[[Builder], None], name: str = "shop") -> TestDriver:
+def drive(build: Callable[[Builder], object], name: str = "shop") -> TestDriver:
     return TestDriver(App(name, build))
 
 
@@ -116,7 +116,7 @@ def test_a_state_of_none_is_deleted_and_starts_from_zero_again() -> None:
     """None is a deletion: a tombstone in changelog and output, the key gone from the state."""
 
     def build(b: Builder) -> None:
-        b.read(numbers).fold(0, lambda n, v: None if v == 0 else n + v, name="sums").changes().write(  # type: ignore[arg-type,return-value]
+        b.read(numbers).fold(0, lambda n, v: None if v == 0 else n + v, name="sums").changes().write(  # type: ignore
             Topic("sums", key=str, value=int)
         )
 
@@ -150,7 +150,7 @@ def test_a_sink_gets_rows_keyed_by_its_own_key() -> None:
     """The outbox is partitioned by the sink's key, a deletion carries the stream's; appended rows keep the stream's."""
 
     def build(b: Builder) -> None:
-        b.read(orders).map(lambda k, o: o if o.amount > 0 else None).write(SQLite("a.db", "t", key="customer"))  # type: ignore[arg-type]
+        b.read(orders).map(lambda k, o: o if o.amount > 0 else None).write(SQLite("a.db", "t", key="customer"))
         b.read(orders).filter(lambda o: o.amount > 0).write(SQLite("a.db", "u"))
 
     driver = drive(build)
@@ -242,14 +242,14 @@ def test_a_failing_function_names_node_line_and_record_and_undoes_the_transactio
 
 def test_a_value_of_another_type_is_refused_not_written() -> None:
     """For whoever runs no type checker: a topic never gets what its readers cannot decode."""
-    driver = drive(lambda b: b.read(orders).map(lambda k, o: o.customer).write(out))  # type: ignore[call-overload]
+    driver = drive(lambda b: b.read(orders).map(lambda k, o: o.customer).write(out))  # type: ignore
     with pytest.raises(ProcessingError, match=r"write out .* topic out wants Order, got str: 'a'"):
         some(driver, ("a", 1))
 
 
 def test_a_wrong_guess_at_a_keys_type_is_refused_not_written() -> None:
     """The key's type was told from a made-up order; a record for which it is another stops before it is written."""
-    driver = drive(lambda b: b.read(orders).key_by(lambda o: o.customer or 7).count(name="n"))  # type: ignore[func-returns-value]
+    driver = drive(lambda b: b.read(orders).key_by(lambda o: o.customer or 7).count(name="n"))
     some(driver, ("a", 1))
     with pytest.raises(ProcessingError, match="wants str, got int: 7"):
         driver.put(orders, 1, Order("", Decimal(1)))
@@ -257,7 +257,7 @@ def test_a_wrong_guess_at_a_keys_type_is_refused_not_written() -> None:
 
 def test_a_key_of_none_at_a_repartition_is_refused() -> None:
     """Kafka Streams drops such records with a log line; here nothing is dropped silently."""
-    driver = drive(lambda b: b.read(orders).key_by(lambda o: None, key=str).count(name="n"))
+    driver = drive(lambda b: b.read(orders).key_by(lambda o: None, key=str).count(name="n"))  # type: ignore
     with pytest.raises(ProcessingError, match="wants a key"):
         some(driver, ("a", 1))
 
@@ -298,7 +298,7 @@ def test_a_deep_topology_compiles() -> None:
     def build(b: Builder) -> None:
         stream = b.read(numbers)
         for limit in range(150):
-            stream = stream.filter(lambda v, limit=limit: v > limit)  # type: ignore[misc]
+            stream = stream.filter(lambda v, limit=limit: v > limit)  # type: ignore
         stream.map(lambda k, v: f"{k}{v}").write(texts)
 
     driver = drive(build)

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pytest
 
 from semel.app import App
 from semel.contract import Mode
 from semel.errors import SemelError
-from semel.ports import Fenced, NotDone, Outcome, Position, Step, Store, TopicPartition, Unknown
+from semel.ports import Fenced, NotDone, Outcome, Position, SinkConnection, Step, Steps, Store, TopicPartition, Unknown
+from semel.sinks import SQLite
 from semel.streams.builder import Builder
 from semel.streams.state import MemoryStore
 from semel.streams.task import ProcessingError, read_metadata
@@ -22,6 +24,11 @@ from tests.support.memlog import MemBroker, MemLog
 
 orders = Topic("orders", key=str, value=int)
 totals = Topic("totals", key=str, value=int)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    order: int
 
 
 def direct(b: Builder) -> None:
@@ -47,7 +54,7 @@ class Machine:
         self,
         name: str,
         broker: MemBroker,
-        build: Callable[[Builder], None] = direct,
+        build: Callable[[Builder], object] = direct,
         *,
         log: type[MemLog] = MemLog,
         start: bool = True,
@@ -67,7 +74,7 @@ class Machine:
 
     def start(self) -> None:
         self.log = self.make_log(self.broker, self.name)
-        self.worker = Worker(self.graph, self.log, self.store, notice=self.notices.append, **self.settings)  # type: ignore[arg-type]
+        self.worker = Worker(self.graph, self.log, self.store, notice=self.notices.append, **self.settings)  # type: ignore
         self.worker.start(self.now_ms)
 
     def run(self, rounds: int = 10, *, commit: bool = True) -> None:
@@ -111,7 +118,9 @@ def halves(broker: MemBroker, topics: Sequence[str] = ("orders",)) -> tuple[list
 
 
 @pytest.mark.parametrize("build", [direct, by_parity])
-def test_a_run_without_faults_gives_the_fold_of_its_input(broker: MemBroker, build: Callable[[Builder], None]) -> None:
+def test_a_run_without_faults_gives_the_fold_of_its_input(
+    broker: MemBroker, build: Callable[[Builder], object]
+) -> None:
     """Final outputs and changelog equal the fold of what was put in."""
     machine = Machine("a", broker, build)
     fill(broker)
@@ -583,6 +592,32 @@ def test_a_traced_run_says_where_each_output_came_from_and_in_which_order(broker
     other.run(20)
     assert untraced.committed("totals") == broker.committed("totals")
     assert all(e.headers is None for p in range(4) for _, e in untraced.visible(TopicPartition("totals", p)))
+
+
+def test_a_sink_never_sees_an_open_or_aborted_transaction(broker: MemBroker) -> None:
+    """P5: what leaves the log is read committed from the outbox; within a transaction the sink is not even opened."""
+
+    class Untouched(SQLite):
+        def open(self, steps: Steps) -> SinkConnection:  # type: ignore
+            raise AssertionError("opened within the stream")
+
+    def alert(b: Builder) -> None:
+        b.read(orders).map_values(lambda order: Alert(order)).write(Untouched("alerts.db", "alerts"))
+
+    machine = Machine("a", broker, alert)
+    fill(broker)
+    machine.run()
+    for killed in range(4):
+        fill(broker, 10, start=100 * (killed + 1))
+        machine.take()
+        machine.start()
+    machine.log.next_outcome = NotDone("refused")
+    machine.run(20)
+    rows = broker.committed("billing-alerts-outbox")
+    assert Counter(rows).most_common(1)[0][1] == 1
+    assert len(rows) == 100
+    raw = sum(not e.marker for at, log in broker.logs.items() if at.topic == "billing-alerts-outbox" for e in log)
+    assert raw > 100  # there were aborted ones
 
 
 def test_a_prefix_gives_a_run_its_own_topics(broker: MemBroker) -> None:
