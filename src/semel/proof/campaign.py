@@ -10,8 +10,9 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from semel.app import App
 from semel.contract import Mode
 from semel.errors import UsageError
 from semel.ports import NotDone, Step
+from semel.proof.embedded import EmbeddedStorm
 from semel.proof.processes import BrokerChild, Child, ProofError, semel_command
 from semel.proof.storm import Storm, storm_of
 from semel.proof.world import World, sink_connections
 from semel.streams import graph as g
 from semel.verify import checkers
 from semel.verify.oracle import reckon, reckon_sink
-from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, schedule
+from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, Kind, schedule
 from semel.verify.verdict import Report
 from semel.verify.workload import workload
 
@@ -59,6 +61,8 @@ def steps_of(graph: g.Graph, on: str) -> tuple[Step, ...]:
 def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     """Runs the whole verification; ProofError or UsageError when it cannot be carried out."""
     graph = app.graph()
+    if asked.on == "embedded":
+        return _on_embedded(app, asked, say)
     if asked.on != "broker" and not asked.on.startswith("kafka://"):
         raise UsageError(f"--on {asked.on}: broker, embedded or kafka://HOST:PORT.")
     began = time.monotonic()
@@ -81,10 +85,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             url, session_ms = asked.on, SESSION_MS_KAFKA
         world = World(url, prefix, graph)
         world.log.connect()
-        sinks = sink_connections(graph, prefix)
-        for name, (sink, connection) in sinks.items():
-            if isinstance(away := connection.prepare(world.value_of(name)), NotDone):
-                raise ProofError(f"sink {sink.name}: {away.reason}. Start it, or name another in the app, then again.")
+        sinks = _reachable(graph, prefix)
         given = workload(world.sources, _sample(app), _files(asked.inputs), dice)
         world.prepare(given, slices=asked.crashes * 2 + 4)
         plan = schedule(
@@ -118,7 +119,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         outputs = reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         outputs.append(checkers.monotonic("positions over time", world.history))
-        doubts = _doubts(graph, asked, storm, hits, plan.steps)
+        doubts = _doubts(graph, asked, storm, hits)
         return Report(
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
             kills_broker=storm.kills_broker, zombies=storm.zombies, refused=storm.refused,
@@ -142,9 +143,74 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _doubts(
-    graph: g.Graph, asked: Asked, storm: Storm, hits: Mapping[Step, int], planned: frozenset[Step]
-) -> list[str]:
+def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
+    graph = app.graph()
+    began = time.monotonic()
+    dice = random.Random(asked.seed)
+    folder = Path(tempfile.mkdtemp(prefix="semel-verify-"))
+    prefix = f"verify-{secrets.token_hex(4)}."
+    sinks: dict[str, Any] = {}
+    storm: EmbeddedStorm | None = None
+    try:
+        sinks = _reachable(graph, prefix)
+        topics = {n.topic.name: n.topic for n in graph.nodes if isinstance(n, g.Read)}
+        given = workload(topics, _sample(app), _files(asked.inputs), dice)
+        plan = schedule(
+            dice, asked.crashes, workers=1, broker=True, sinks=bool(graph.sinks),
+            file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
+        )  # fmt: skip
+        # The broker's steps are this process's too; without a sink nobody could fence a zombie.
+        faults = [f for f in (*plan.workers[0], *plan.broker) if f.kind is not Kind.ZOMBIE or graph.sinks]
+        faults = [replace(f, kind=Kind.STEP) if f.kind is Kind.HANDOVER else f for f in faults]
+        dice.shuffle(faults)
+        storm = EmbeddedStorm(
+            folder,
+            asked.app_file,
+            asked.mode.value,
+            prefix,
+            graph,
+            deque(faults),
+            asked.crashes,
+            {name: connection for name, (_, connection) in sinks.items()},
+            say,
+        )
+        storm.prepare(given, slices=asked.crashes * 2 + 4)
+        storm.run()
+        say(f"{storm.kills_worker} kills; finishing the rest of the input")
+        storm.finish(storm.children[-1])
+        hits = _hits(storm.children, None)
+        committed = storm.committed()
+        outputs = reckon(graph, committed)
+        outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
+        return Report(
+            app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
+            kills_broker=0, zombies=storm.zombies, refused=storm.refused,
+            steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on)},
+            outputs=tuple(outputs), doubts=tuple(_doubts(graph, asked, storm, hits)),
+            seconds=time.monotonic() - began, input_records=storm.fed,
+        )  # fmt: skip
+    finally:
+        for child in storm.children if storm is not None else ():
+            child.kill()
+        for _, connection in sinks.values():
+            _remove(connection, say)
+        if asked.keep:
+            say(f"kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reachable(graph: g.Graph, prefix: str) -> dict[str, Any]:
+    """The run's own tables, created; ProofError when a sink is away."""
+    sinks = sink_connections(graph, prefix)
+    for name, (_, connection) in sinks.items():
+        write = next(w for w in graph.writes() if w.sink is not None and w.sink.name == name)
+        if isinstance(away := connection.prepare(write.value), NotDone):
+            raise ProofError(f"sink {name}: {away.reason}. Start it, or name another in the app, then again.")
+    return sinks
+
+
+def _doubts(graph: g.Graph, asked: Asked, storm: Storm | EmbeddedStorm, hits: Mapping[Step, int]) -> list[str]:
     """Why this run, though nothing was found, proves little (DESIGN §7)."""
     doubts = []
     missed = [s.value for s in steps_of(graph, asked.on) if not hits.get(s)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from semel.host.cluster import ClusterLog
-from semel.ports import Headers, NewTopic, NoSteps, Position, Records, Sink, SinkConnection, TopicPartition
+from semel.ports import Headers, Log, NewTopic, NoSteps, Position, Records, Sink, SinkConnection, TopicPartition
 from semel.streams import graph as g
 from semel.verify.oracle import Committed, Row, origin_of
 from semel.verify.workload import Given
@@ -142,10 +142,6 @@ class World:
         finally:
             log.close()
 
-    def value_of(self, sink: str) -> Any:
-        """The type of the values that go to a sink; None where the program does not tell it."""
-        return next(w.value for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)
-
     def outbox(self, sink: str) -> str:
         return next(w.outbox for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)
 
@@ -153,36 +149,7 @@ class World:
 
     def committed(self) -> Committed:
         """Everything committed in every topic of the run, and the group's positions."""
-        found = Committed()
-        wanted = {*self.sources, *self.graph.topics, *self.graph.internal}
-        wanted.add(g.internal_name(self.graph.app, "", g.InternalKind.ORDER))
-        topics = self.log.topics()
-        for name in sorted(wanted):
-            info = topics.get(self.prefix + name)
-            if info is None:
-                continue
-            partitions = [TopicPartition(info.name, p) for p in range(info.partitions)]
-            ends = self.log.ends(partitions)
-            for at in partitions:
-                plain = TopicPartition(name, at.partition)
-                rows = found.records.setdefault(plain, [])
-                for records in self.log.read(at, 0, ends[at]):
-                    rows += _rows(records)
-                # Behind the last record only markers and aborted records can lie.
-                found.ends[plain] = rows[-1].offset + 1 if rows else 0
-        for at, position in self.log.committed(self.group_sources()).items():
-            if position is not None:
-                plain = TopicPartition(at.topic.removeprefix(self.prefix), at.partition)
-                # A position past markers and aborted records is the same place as the last record's next one.
-                found.positions[plain] = self._last_record_below(found.records.get(plain, []), position.offset)
-        return found
-
-    @staticmethod
-    def _last_record_below(rows: list[Row], position: int) -> int:
-        below = [row.offset for row in rows if row.offset < position]
-        if len(below) == len(rows) and (not rows or position >= rows[-1].offset + 1):
-            return rows[-1].offset + 1 if rows else 0
-        return below[-1] + 1 if below else 0
+        return read_back(self.log, self.graph, self.prefix, self.group_sources())
 
     # --- leaving ---
 
@@ -198,6 +165,39 @@ class World:
 
     def close(self) -> None:
         self.log.close()
+
+
+def read_back(log: Log, graph: g.Graph, prefix: str, group_sources: Sequence[TopicPartition]) -> Committed:
+    """What a read_committed reader sees in every topic of the run, and the group's positions."""
+    found = Committed()
+    wanted = {*graph.topics, *graph.internal, g.internal_name(graph.app, "", g.InternalKind.ORDER)}
+    topics = log.topics()
+    for name in sorted(wanted):
+        info = topics.get(prefix + name)
+        if info is None:
+            continue
+        partitions = [TopicPartition(info.name, p) for p in range(info.partitions)]
+        ends = log.ends(partitions)
+        for at in partitions:
+            plain = TopicPartition(name, at.partition)
+            rows = found.records.setdefault(plain, [])
+            for records in log.read(at, 0, ends[at]):
+                rows += _rows(records)
+            # Behind the last record only markers and aborted records can lie.
+            found.ends[plain] = rows[-1].offset + 1 if rows else 0
+    for at, position in log.committed(group_sources).items():
+        if position is not None:
+            plain = TopicPartition(at.topic.removeprefix(prefix), at.partition)
+            # A position past markers and aborted records is the same place as the last record's next one.
+            found.positions[plain] = _last_record_below(found.records.get(plain, []), position.offset)
+    return found
+
+
+def _last_record_below(rows: Sequence[Row], position: int) -> int:
+    """The position right after the last record below `position`; one beyond all records and markers stays visible as
+    beyond only by the offsets that the log refuses, which `committed` would not have taken."""
+    below = [row.offset for row in rows if row.offset < position]
+    return below[-1] + 1 if below else 0
 
 
 def _quietly(future: Any) -> None:

@@ -1,0 +1,243 @@
+"""The storm on the embedded log: one process and a locked folder. There is no second owner at the log, so a zombie is
+made by hand: its process is stopped, its folder copied, the successor runs on the copy. The fence is the sink's.
+
+Input is let through between two incarnations, while nobody holds the folder.
+
+Invariant: what is read back at the end is the folder that the last successor left; the folder of a zombie is never
+looked at again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from semel.host.embedded import EmbeddedLog
+from semel.host.engine import Engine
+from semel.host.steps import arm
+from semel.ports import NewTopic, SinkConnection, Step, TopicPartition
+from semel.proof.processes import STEPS, Child, ProofError, semel_command
+from semel.proof.world import PARTITIONS, read_back
+from semel.streams import graph as g
+from semel.verify.oracle import Committed
+from semel.verify.schedule import Fault, Kind
+from semel.verify.workload import Given
+
+FAULT_WAIT_S = 6.0
+QUIET_S = 1.0
+SETTLE_S = 60.0
+REFUSAL_WAIT_S = 15.0
+SUCCESSOR_WAIT_S = 30.0
+
+
+@dataclass
+class EmbeddedStorm:
+    """The world and the storm in one: the log's folder is its own process's, so they take turns."""
+
+    folder: Path
+    app_file: str
+    mode: str
+    prefix: str
+    graph: g.Graph
+    queue: deque[Fault]
+    crashes: int
+    sinks: Mapping[str, SinkConnection]
+    say: Callable[[str], None]
+    kills_worker: int = 0
+    kills_broker: int = 0
+    zombies: int = 0
+    refused: int = 0
+    moved_kills: int = 0
+    fed: int = 0
+    rounds: int = 1
+    failures: list[str] = field(default_factory=list)
+    history: dict[str, list[int]] = field(default_factory=dict)
+    children: list[Child] = field(default_factory=list)
+    _input: deque[tuple[str, Given]] = field(default_factory=deque)
+    _slice: int = 1
+    _copies: int = 0
+    _moved_at_kill: int = -1
+
+    @property
+    def data(self) -> Path:
+        return self.folder / f"log-{self._copies}"
+
+    # --- input ---
+
+    def prepare(self, workload: Mapping[str, list[Given]], slices: int) -> None:
+        self._input.extend((name, one) for name, given in workload.items() for one in given)
+        self._slice = max(1, len(self._input) // max(1, slices))
+        topics = {n.topic.name: n.topic for n in self.graph.nodes if isinstance(n, g.Read)}
+        engine = Engine(self.data)
+        log = EmbeddedLog(engine)
+        log.create([NewTopic(self.prefix + name, topic.partitions or PARTITIONS) for name, topic in topics.items()])
+        log.close()
+        engine.close()
+
+    def feed(self, slices: int = 1) -> None:
+        """The next slice of input, round and round. Nobody may hold the folder."""
+        engine = Engine(self.data)
+        log = EmbeddedLog(engine)
+        for _ in range(min(self._slice * slices, len(self._input))):
+            name, one = self._input[0]
+            self._input.rotate(-1)
+            log.writer(self.prefix + name)(-1, one.key, one.value, one.timestamp, None)
+            self.fed += 1
+        log.flush()
+        log.close()
+        engine.close()
+
+    # --- the storm ---
+
+    def run(self) -> None:
+        child = self._child()
+        while self.queue or self.moved_kills < self.crashes:
+            fault = self.queue.popleft() if self.queue else Fault(Kind.RANDOM, after=0.3)
+            self.feed()
+            child.start()
+            if fault.step is not None:
+                arm(child.armed, fault.step, signal.SIGSTOP if fault.kind is Kind.ZOMBIE else signal.SIGKILL)
+            child = self._strike(child, fault)
+
+    def _child(self) -> Child:
+        command = semel_command(
+            "run", self.app_file, "--on", f"embedded:{self.data}", "--mode", self.mode,
+            "--state", str(self.folder / f"state-{self._copies}"),
+        )  # fmt: skip
+        env = {"SEMEL_PREFIX": self.prefix, "SEMEL_TRACE": "1"}
+        child = Child(f"worker-{self._copies + 1}", self.folder, command, env)
+        self.children.append(child)
+        return child
+
+    def _strike(self, child: Child, fault: Fault) -> Child:
+        """Waits until the fault has struck; returns the child that goes on."""
+        began, commits = time.monotonic(), child.hit(Step.COMMIT_AFTER)
+        while True:
+            code = child.exit_code()
+            if code == -signal.SIGKILL:
+                self._count(child, fault)
+                return child
+            if code is not None:
+                self.failures.append(f"{child.name} ended by itself with exit code {code}:\n{child.tail()}")
+                if len(self.failures) > 3:
+                    raise ProofError("the worker ends by itself:\n" + "\n".join(self.failures))
+                return child
+            waited = time.monotonic() - began
+            if fault.kind is Kind.ZOMBIE and child.stopped():
+                return self._succeed(child)
+            moved = child.hit(Step.COMMIT_AFTER) > commits
+            if fault.kind is Kind.LEAVE and (moved or waited > FAULT_WAIT_S):
+                if (code := child.leave()) != 0:
+                    self.failures.append(f"{child.name} left with exit code {code}:\n{child.tail()}")
+                return child
+            if (fault.kind is Kind.RANDOM and moved and waited > 0.3 + fault.after) or waited > FAULT_WAIT_S:
+                child.kill()  # its step was not reached with this input: killed where it stands
+            time.sleep(0.02)
+
+    def _count(self, child: Child, fault: Fault) -> None:
+        for step in STEPS:
+            arm(child.armed, step, 0)
+        self.kills_worker += 1
+        moved = self.hit(Step.COMMIT_AFTER)
+        self.moved_kills += moved > self._moved_at_kill
+        self._moved_at_kill = moved
+        self.say(f"{child.name}: {fault.kind.value}" + (f" ({fault.step.value})" if fault.step else ""))
+
+    def hit(self, step: Step) -> int:
+        return sum(child.hit(step) for child in self.children)
+
+    def _succeed(self, zombie: Child) -> Child:
+        """The zombie's folder is copied; the successor works on the copy until it has committed at log and sink."""
+        old = self.data
+        self._copies += 1
+        shutil.copytree(old, self.data)
+        (self.data / "lock").unlink(missing_ok=True)
+        self.feed()
+        successor = self._child()
+        rows = self._rows()
+        successor.start()
+        deadline = time.monotonic() + SUCCESSOR_WAIT_S
+        while not (superseded := successor.hit(Step.COMMIT_AFTER) > 0 and self._written_since(rows)):
+            if successor.exit_code() is not None:
+                raise ProofError(f"the successor of a zombie does not go on:\n{successor.tail(30)}")
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        if not superseded:  # some sink got nothing from the successor: the zombie may own it still
+            zombie.kill()
+            self._count(zombie, Fault(Kind.RANDOM))
+            return successor
+        before = zombie.hit(Step.SINK_FENCED)
+        zombie.signal(signal.SIGCONT)
+        ended = time.monotonic() + REFUSAL_WAIT_S
+        while zombie.alive() and zombie.hit(Step.SINK_FENCED) == before and time.monotonic() < ended:
+            time.sleep(0.05)
+        self.zombies += 1
+        # Refused in the middle of its work, or, when it had not claimed yet, at its claim: then it ends with an error.
+        self.refused += zombie.hit(Step.SINK_FENCED) > before or zombie.exit_code() == 1
+        zombie.kill()
+        self.say(f"{zombie.name}: stopped, resumed after its successor's commit on a copy of its folder")
+        successor.kill()
+        self._count(successor, Fault(Kind.RANDOM))
+        shutil.rmtree(old, ignore_errors=True)
+        return successor
+
+    def _rows(self) -> dict[str, Counter[bytes]]:
+        return {name: Counter(map(bytes, sink.rows())) for name, sink in self.sinks.items()}
+
+    def _written_since(self, before: Mapping[str, Counter[bytes]]) -> bool:
+        """Whether every sink's rows have changed. All of a sink's partitions are claimed before the first of them is
+        written, so all of them belong to the successor then."""
+        now = self._rows()
+        return all(now[name] != held for name, held in before.items())
+
+    # --- the end ---
+
+    def finish(self, alive: Child) -> None:
+        """The rest of the input, without faults, until nothing moves any more."""
+        left = max(0, len(self._input) - self.fed)
+        if left:
+            self.feed(slices=left // self._slice + 1)
+        deadline = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline:
+            if not alive.alive():
+                alive.start()
+            seen, quiet_since = (-1, -1), time.monotonic()
+            while time.monotonic() - quiet_since < QUIET_S or seen[0] < 0:
+                now = (alive.hit(Step.COMMIT_AFTER), alive.hit(Step.SINK_AFTER))
+                if now != seen:
+                    seen, quiet_since = now, time.monotonic()
+                if alive.exit_code() is not None:
+                    raise ProofError(f"{alive.name} ended by itself:\n{alive.tail(30)}")
+                time.sleep(0.1)
+            if (code := alive.leave()) != 0:
+                self.failures.append(f"{alive.name} left with exit code {code}:\n{alive.tail()}")
+            if self._settled():
+                return
+        raise ProofError(f"the app did not finish its input within {SETTLE_S:.0f} s:\n{alive.tail(30)}")
+
+    def _settled(self) -> bool:
+        committed = self.committed()
+        sources = {name for sub in self.graph.subtopologies for name in sub.sources}
+        return all(committed.positions.get(at, 0) >= end for at, end in committed.ends.items() if at.topic in sources)
+
+    def committed(self) -> Committed:
+        engine = Engine(self.data)
+        log = EmbeddedLog(engine, group=self.prefix + self.graph.app)
+        try:
+            topics = log.topics()
+            partitions = [
+                TopicPartition(self.prefix + name, p)
+                for sub in self.graph.subtopologies
+                for name in sub.sources
+                for p in range(topics[self.prefix + name].partitions if self.prefix + name in topics else 0)
+            ]
+            return read_back(log, self.graph, self.prefix, partitions)
+        finally:
+            log.close()
+            engine.close()
