@@ -313,8 +313,9 @@ class _DeliveryThread(threading.Thread):
 # --- signals ---
 
 
-class LeftEarly(Exception):
-    """A signal came before there was anything to commit."""
+class LeftEarly(BaseException):
+    """A signal came before there was anything to commit. Not an Exception: it is raised inside whatever is being
+    imported, and psycopg, for one, takes every Exception in there for a missing library."""
 
 
 class Leaving:
