@@ -369,6 +369,22 @@ def test_a_static_members_new_name_is_durable_before_it_hears_it(world: World) -
     assert again.take_join() == 0
 
 
+def test_a_static_member_that_expired_enters_under_a_name_that_lasts(world: World) -> None:
+    """Found by the demo, seed 5: a worker that was stopped beyond its session came back under a new name, the broker
+    died before that rebalance was recorded, knew the instance by its old name again, and fenced the only one."""
+    zombie, other = Member(world, instance_id="i", session_ms=1_000), Member(world, instance_id="j")
+    stable(zombie, other)
+    world.wait(1_000)
+    assert other.heartbeat() == Error.REBALANCE_IN_PROGRESS
+    assert zombie.heartbeat() == Error.UNKNOWN_MEMBER_ID
+    zombie.id = ""
+    zombie.post_join()
+    other.join()
+    assert zombie.take_join() == 0
+    world.crash()
+    assert zombie.heartbeat() == Error.REBALANCE_IN_PROGRESS
+
+
 # --- Offsets in transactions
 
 

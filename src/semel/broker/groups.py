@@ -156,6 +156,8 @@ def _enter(
         membership.protocol_type = request.message.protocol_type
     _update(member, request, protocols, now_ms)
     membership.add(member)
+    if member.instance_id is not None:
+        _record_name(broker, draft, membership.id, member.instance_id, member_id, now_ms)
     _await_join(broker, member, request)
     _rebalance(broker, draft, membership, now_ms)
 
@@ -238,21 +240,23 @@ def _replace(
         _store(broker, draft, membership, now_ms)
         draft.replies.append(_joined(membership, member, Waiting.of(request), old_leader))
         return
-    _record_rename(broker, draft, membership, old_id, new_id, now_ms)
+    _record_name(broker, draft, membership.id, instance_id, new_id, now_ms)
     _await_join(broker, member, request)
     _rebalance(broker, draft, membership, now_ms)
 
 
-def _record_rename(broker: Broker, draft: Draft, membership: Membership, old_id: str, new_id: str, now_ms: int) -> None:
-    """A rebalance follows, at whose end the group is stored; the name must not wait for that: forgotten in a crash, it
-    would fence the process that has it, for good, and let its predecessor in again."""
-    group = broker.state.groups.get(membership.id)
-    stored = None if group is None else group.metadata
-    if stored is None or all(member.id != old_id for member in stored.members):
+def _record_name(broker: Broker, draft: Draft, group_id: str, instance_id: str, member_id: str, now_ms: int) -> None:
+    """A rebalance follows, at whose end the group is stored; a static member's new name must not wait for that:
+    forgotten in a crash, it would fence the process that has it, for good, and let its predecessor in again."""
+    group = broker.state.groups.get(group_id)
+    if group is None or (stored := group.metadata) is None:
         return
-    members = tuple(replace(member, id=new_id) if member.id == old_id else member for member in stored.members)
-    leader = new_id if stored.leader == old_id else stored.leader
-    _append(broker, draft, membership.id, replace(stored, members=members, leader=leader), now_ms)
+    former = {one.id for one in stored.members if one.instance_id == instance_id and one.id != member_id}
+    if not former:
+        return
+    members = tuple(replace(one, id=member_id) if one.id in former else one for one in stored.members)
+    leader = member_id if stored.leader in former else stored.leader
+    _append(broker, draft, group_id, replace(stored, members=members, leader=leader), now_ms)
 
 
 def _fenced_join(waiting: Waiting, member_id: str) -> Reply:
