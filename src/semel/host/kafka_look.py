@@ -21,7 +21,7 @@ from semel.errors import SemelError, UsageError
 from semel.host.kafka_client import Address, KafkaError, KafkaException, address, base_settings, error_of, made
 from semel.host.kafka_columns import columns, ends_of, split
 from semel.host.kafka_producer import PlainWriter
-from semel.host.looking import PartitionSeen, TopicSeen, no_offset
+from semel.host.looking import END, PartitionSeen, TopicSeen, no_offset
 from semel.ports import LogLost, Records, TopicPartition
 from semel.wire.errors import WireError
 from semel.wire.incoming import read_reply
@@ -84,7 +84,10 @@ class KafkaLook:
         found = {}
         for at, future in asked.items():
             try:
-                found[TopicPartition(at.topic, at.partition)] = future.result(ANSWER_S_MAX).offset
+                offset = future.result(ANSWER_S_MAX).offset
+                if offset < END:  # librdkafka's way to say, without an error, that nobody answered
+                    raise LogLost(self._at.lost)
+                found[TopicPartition(at.topic, at.partition)] = offset
             except KafkaException as failed:
                 if error_of(failed).code() != KafkaError.UNKNOWN_TOPIC_OR_PART:  # deleted meanwhile
                     raise LogLost(f"{self._at.url}: offsets of {at.topic}: {error_of(failed).str()}") from None
