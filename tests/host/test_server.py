@@ -119,7 +119,7 @@ def serve(script: Script, node: ScriptedNode | None = None) -> ScriptedNode:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         address: asyncio.Future[tuple[str, int]] = loop.create_future()
-        server = Server(scripted, Path("data"), lambda: 1_000)  # type: ignore[arg-type]
+        server = Server(scripted, Path(), lambda: 1_000)  # type: ignore[arg-type]
         bound = socket.create_server(("127.0.0.1", 0))
         serving = loop.create_task(server.run(bound, lambda host, port: address.set_result((host, port))))
         host, port = await address
@@ -221,7 +221,7 @@ def test_after_a_failure_nothing_is_answered(where: str) -> None:
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await client.answer()
 
-    with pytest.raises(ServerFailed, match=r"data: the disk is full.*Free space"):
+    with pytest.raises(ServerFailed, match=r"the disk is full.*Free space"):
         serve(script)
 
 

@@ -25,6 +25,7 @@ from semel.broker.config import OS
 from semel.broker.events import ConnectionClosed, Event, Reply, Request, Tick
 from semel.errors import SemelError
 from semel.host.connection import Connection, factory
+from semel.host.size import LOOK_S, SizeWatch
 from semel.wire.incoming import Incoming
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Server:
     def __init__(self, node: Node, folder: Path, now_ms: Callable[[], int]) -> None:
         self.frame_bytes_max = FRAME_BYTES_MAX
         self._node = node
+        self._size = SizeWatch(folder)
         self._syncs = node.config.durability != OS
         self._folder = folder
         self._now_ms = now_ms
@@ -81,9 +83,16 @@ class Server:
         address = bound.getsockname()
         ready(address[0], address[1])
         self._schedule()
+        self._watch_size()
         await self._stopping.wait()
         listening.close()
         await self._wind_down()
+
+    def _watch_size(self) -> None:
+        """In the loop's default executor: listing a large folder must not hold up answers."""
+        assert self._loop is not None
+        self._loop.run_in_executor(None, self._size.look)
+        self._loop.call_later(LOOK_S, self._watch_size)
 
     def _signalled(self, number: int) -> None:
         assert self._stopping is not None
