@@ -42,8 +42,11 @@ class World:
 
     def prepare(self, workload: Mapping[str, list[Given]], slices: int) -> None:
         """Creates the source topics; the input waits, to be let through in about `slices` slices."""
+        # Kept for ever: retention goes by the records' own time, and theirs may be years ago.
+        config = {"retention.ms": "-1"}
+        wanted = {**self.graph.topics, **self.sources}
         self.log.create(
-            [NewTopic(self.prefix + name, topic.partitions or self.partitions) for name, topic in self.sources.items()]
+            [NewTopic(self.prefix + name, t.partitions or self.partitions, config) for name, t in wanted.items()]
         )
         self._writers = {name: self.log.writer(self.prefix + name) for name in self.sources}
         # Interleaved, so that every slice has some of each topic.
@@ -155,12 +158,13 @@ class World:
 
     def remove(self) -> None:
         """Deletes the run's topics and groups."""
+        admin = AdminClient({"bootstrap.servers": self.url.removeprefix("kafka://"), "log_level": 0})
         names = [name for name in self.log.topics() if name.startswith(self.prefix)]
         if names:
-            for future in self.log._admin.delete_topics(names).values():
+            for future in admin.delete_topics(names).values():
                 _quietly(future)
         groups = [self.prefix + self.graph.app, *(f"{self.prefix}{self.graph.app}.{s}" for s in self.graph.sinks)]
-        for future in self.log._admin.delete_consumer_groups(groups).values():
+        for future in admin.delete_consumer_groups(groups).values():
             _quietly(future)
 
     def close(self) -> None:
