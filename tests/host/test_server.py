@@ -322,6 +322,40 @@ def test_stopping_syncs_and_checkpoints() -> None:
     assert node.durable == 1
 
 
+def test_large_answers_are_not_piled_up_for_a_client_that_does_not_read() -> None:
+    """One read of the socket can bring a thousand requests for a megabyte each: they are stepped as they are sent."""
+
+    class Generous(ScriptedNode):
+        def step(self, event: Event, now_ms: int) -> list[Reply]:
+            if not isinstance(event, Request):
+                return []
+            self.appended += 1
+            chunk = messages.PartitionData(records=[bytes(1 << 20)])
+            topic = messages.FetchableTopicResponse(topic="t", partitions=[chunk])
+            return [Reply(event.connection, event.token, messages.FetchResponse(responses=[topic]), waits=False)]
+
+        def write(self) -> int:
+            self.durable = self.written = self.appended
+            return self.written
+
+    async def script(node: ScriptedNode, connect: Any, server: Server) -> None:
+        client = await connect()
+        count = 200
+        for number in range(count):
+            body = b"\xff\xff\xff\xff" + bytes(13) + bytes(4)  # Fetch 4: replica, wait, min, max, isolation, no topics
+            client.send(1, number, version=4, body=body)
+        probe = await connect()
+        before = -1
+        while before != node.appended:  # until it takes no more
+            before = node.appended
+            probe.send(18, 1)
+            await probe.frame()
+        assert node.appended < 60
+        assert [await client.answer() for _ in range(count)] == list(range(count))
+
+    serve(script, Generous())
+
+
 def test_a_client_that_does_not_read_is_not_read() -> None:
     """Its requests wait in its own socket: memory stays bounded, and once it reads, every answer comes, in order."""
 

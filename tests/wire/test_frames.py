@@ -18,7 +18,9 @@ def feed(frames: Frames, data: bytes, step: int) -> list[bytes]:
         assert size > 0
         room[:size] = data[:size]
         data = data[size:]
-        found += list(frames.received(size))
+        frames.received(size)
+        while (frame := frames.next()) is not None:
+            found.append(frame)
     return found
 
 

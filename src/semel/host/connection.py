@@ -23,7 +23,7 @@ logger = logging.getLogger("semel.server")
 
 OUTSTANDING_BYTES_MAX = 128 << 20  # of requests that are not answered; above this the socket is not read
 OUTSTANDING_REQUESTS_MAX = 1_000
-UNSENT_BYTES_MAX = 16 << 20  # of answers that the client does not read
+UNSENT_BYTES_MAX = 16 << 20  # of answers that have not left; one more answer may be on top
 
 
 class Owner(Protocol):
@@ -66,6 +66,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unread = False  # the client does not read: its transport's buffer is full
         self._paused = False
         self._out: list[Buffer] = []
+        self._out_bytes = 0
         self._gone = False
 
     # asyncio's side
@@ -83,14 +84,8 @@ class Connection(asyncio.BufferedProtocol):
         return self._frames.room()
 
     def buffer_updated(self, nbytes: int) -> None:
-        try:
-            for frame in self._frames.received(nbytes):
-                if self._gone:
-                    return
-                self._received(frame)
-        except WireError as error:
-            self.close(str(error))
-        self._pace()
+        self._frames.received(nbytes)
+        self._process()
 
     def eof_received(self) -> bool:
         return False  # a client that has closed its side reads no answers: close ours
@@ -138,17 +133,36 @@ class Connection(asyncio.BufferedProtocol):
         self._outstanding += size
         return token
 
+    def _too_much(self) -> bool:
+        return (
+            self._unread
+            or self._out_bytes > UNSENT_BYTES_MAX
+            or self._outstanding > OUTSTANDING_BYTES_MAX
+            or len(self._order) > OUTSTANDING_REQUESTS_MAX
+        )
+
+    def _process(self) -> None:
+        """Takes the requests that have come, as long as there is not too much of them open."""
+        try:
+            while not self._gone and not self._too_much():
+                frame = self._frames.next()
+                if frame is None:
+                    break
+                self._received(frame)
+        except WireError as error:
+            self.close(str(error))
+        self._pace()
+
     def _pace(self) -> None:
         """Reads or not, by what is outstanding and what the client leaves unread."""
         if self._transport is None or self._gone or self._transport.is_closing():
             return
-        too_much = (
-            self._unread or self._outstanding > OUTSTANDING_BYTES_MAX or len(self._order) > OUTSTANDING_REQUESTS_MAX
-        )
+        too_much = self._too_much()
         if too_much and not self._paused:
             self._transport.pause_reading()
         elif self._paused and not too_much:
             self._transport.resume_reading()
+            asyncio.get_running_loop().call_soon(self._process)  # what had come before the pause
         self._paused = too_much
 
     # answers out
@@ -172,11 +186,12 @@ class Connection(asyncio.BufferedProtocol):
         while order and (parts := waits[order[0]].parts) is not None:
             self._outstanding -= waits.pop(order.popleft()).size
             self._out.extend(parts)
+            self._out_bytes += sum(map(len, parts))
 
     def flush(self) -> None:
         """Sends what is ready."""
         if self._out:
-            out, self._out = self._out, []
+            out, self._out, self._out_bytes = self._out, [], 0
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.writelines(out)
         if self._paused:

@@ -1,6 +1,6 @@
 """Frames on a connection: four bytes of length, then that many bytes.
 
-`Frames` owns one receive buffer: the socket reads into `room()`, `received(n)` hands back the frames that are whole.
+`Frames` owns one receive buffer: the socket reads into `room()`, `next()` hands back one frame after the other.
 A frame is copied out of the buffer once, as bytes; record batches then stay views into it, all the way to the journal.
 
 Invariant: never more memory than one frame of the allowed size, plus what one read brings.
@@ -8,7 +8,6 @@ Invariant: never more memory than one frame of the allowed size, plus what one r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from struct import Struct
 
 from semel.wire.errors import MalformedFrame
@@ -44,23 +43,27 @@ class Frames:
             self._start, self._end = 0, held
         return memoryview(self._buffer)[self._end :]
 
-    def received(self, count: int) -> Iterator[bytes]:
-        """Takes note of `count` new bytes; yields the frames that are whole, without their length."""
+    def received(self, count: int) -> None:
+        """Takes note of `count` new bytes."""
         self._end += count
-        view = memoryview(self._buffer)
-        while self._end - self._start >= 4:
-            (size,) = LENGTH.unpack_from(view, self._start)
-            if not 0 < size <= self.frame_bytes_max:
-                raise MalformedFrame(
-                    f"a frame of {size} bytes; allowed are 1 to {self.frame_bytes_max} (is this a Kafka client?)"
-                )
-            self._wanted = 4 + size
-            if self._end - self._start < self._wanted:
-                return
-            frame = bytes(view[self._start + 4 : self._start + self._wanted])
-            self._start += self._wanted
-            self._wanted = 0
-            yield frame
+
+    def next(self) -> bytes | None:
+        """The next frame that is whole, without its length; None when there is none yet. MalformedFrame for a size
+        that is not allowed."""
+        if self._end - self._start < 4:
+            return None
+        (size,) = LENGTH.unpack_from(self._buffer, self._start)
+        if not 0 < size <= self.frame_bytes_max:
+            raise MalformedFrame(
+                f"a frame of {size} bytes; allowed are 1 to {self.frame_bytes_max} (is this a Kafka client?)"
+            )
+        self._wanted = 4 + size
+        if self._end - self._start < self._wanted:
+            return None
+        frame = bytes(memoryview(self._buffer)[self._start + 4 : self._start + self._wanted])
+        self._start += self._wanted
+        self._wanted = 0
+        return frame
 
     @property
     def pending(self) -> int:
