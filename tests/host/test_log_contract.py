@@ -180,6 +180,20 @@ def test_plain_writes_and_positions(logs: Logs, name: str) -> None:
     assert again.committed(parts(name, 1)) == {TopicPartition(name, 0): Position(2, "m")}
 
 
+def test_an_app_that_reads_another_topic_than_before_is_given_it(logs: Logs, name: str) -> None:
+    """Apache Kafka gives a static member that restarts its old partitions, whatever it subscribes to now."""
+    fill(logs, f"{name}-a", {0: [b"a"]}, 1)
+    fill(logs, f"{name}-b", {0: [b"b"]}, 1)
+    before = logs.open(name, "m")
+    before.join([f"{name}-a"], Member(before))
+    take(before, 1)
+    before.close()
+    after = logs.open(name, "m")
+    member = Member(after)
+    after.join([f"{name}-a", f"{name}-b"], member)
+    polled(after, lambda: len(member.owned) == 2)
+
+
 def test_an_empty_transaction_commits(logs: Logs, name: str) -> None:
     fill(logs, name, {0: [b"a"]})
     log = logs.open(name, "m", name)

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, TypeVar
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import confluent_kafka
-import confluent_kafka.admin
 from confluent_kafka import Consumer, Message
 from confluent_kafka import TopicPartition as At
 
 from semel.errors import UsageError
+from semel.host.kafka_admin import ASK_TIMEOUT_S, PASSING, Admin
 from semel.host.kafka_client import (
     LOST_AFTER_S,
     Address,
@@ -58,31 +57,12 @@ from semel.ports import (
     Write,
 )
 
-R = TypeVar("R")
-
-_kafka: Any = confluent_kafka.admin  # its names are not declared as exported
-
 BATCH_RECORDS_MAX = 4_000
-ASK_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 5.0
 WAIT_STEP_S = 0.1
 SESSION_TIMEOUT_MS = 10_000
 # A reader behind an undecided transaction waits for it at most this long: three transaction timeouts of ours.
 STABLE_WAIT_S = 30.0
-
-# What passes by itself: brokers that restart, leaders that move, topics just created.
-_PASSING = frozenset(
-    {
-        KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE,
-        KafkaError._WAIT_COORD, KafkaError._TIMED_OUT_QUEUE, KafkaError._MAX_POLL_EXCEEDED,
-        KafkaError._PARTITION_EOF, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.REQUEST_TIMED_OUT, KafkaError.BROKER_NOT_AVAILABLE, KafkaError.NETWORK_EXCEPTION,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR,
-        KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION, KafkaError.REBALANCE_IN_PROGRESS, KafkaError._NODE_UPDATE,
-        KafkaError.UNKNOWN_TOPIC_ID, KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH,
-    }
-)  # fmt: skip
 
 _READING: dict[str, Any] = {
     "enable.auto.commit": False,
@@ -152,8 +132,7 @@ class ClusterLog:
         self._group, self._member = group, member
         self._session_timeout_ms = session_timeout_ms
         self._isolation = isolation
-        self._admin_client: Any = None
-        self._admin_health = _Health()
+        self._admin = Admin(self._at)
         self._consumer_made: Consumer | None = None
         self._health = _Health()
         self._idle: list[_Reader] = []
@@ -170,125 +149,28 @@ class ClusterLog:
         )
         self._plain = PlainWriter(self._at)
 
-    # --- topics ---
-
-    @property
-    def _admin(self) -> Any:
-        if self._admin_client is None:
-            self._admin_client = made(
-                _kafka.AdminClient, {**base_settings(self._at), "error_cb": self._admin_health.seen}, self._at
-            )
-        return self._admin_client
-
-    def _ask(self, what: str, call: Callable[[float], R], patience_s: float = LOST_AFTER_S) -> R:
-        """Repeats a read-only question until it is answered, in bounded time."""
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                return call(min(ASK_TIMEOUT_S, patience_s))
-            except (KafkaException, FutureTimeout) as failed:
-                error = error_of(failed)
-                passing = isinstance(failed, FutureTimeout) or error.code() in _PASSING or error.retriable()
-                if not passing:
-                    raise LogLost(f"{self.name}: {what}: {error.str()}") from failed
-                if time.monotonic() >= deadline:
-                    if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
-                        raise LogLost(f"{self.name}: {what}: there is no such topic") from failed
-                    reason = "no answer" if isinstance(failed, FutureTimeout) else error.str()
-                    raise LogLost(f"{self._at.lost} ({what}: {reason})") from failed
-                time.sleep(0.02)
+    # --- topics and their ends ---
 
     def connect(self, patience_s: float = 10.0) -> None:
         """LogLost when no broker answers within `patience_s`."""
-        self._ask("first connection", lambda s: self._admin.list_topics(timeout=s), patience_s)
+        self._admin.connect(patience_s)
 
     def topics(self) -> Mapping[str, TopicInfo]:
-        metadata = self._ask("list topics", lambda s: self._admin.list_topics(timeout=s))
-        counts = {name: len(topic.partitions) for name, topic in metadata.topics.items()}
-        if not counts:
-            return {}
-
-        def described(timeout_s: float) -> dict[str, str]:
-            asked = self._admin.describe_topics(
-                confluent_kafka.TopicCollection(list(counts)), request_timeout=timeout_s
-            )
-            ids: dict[str, str] = {}
-            for name, future in asked.items():
-                try:
-                    ids[name] = _uuid_text(future.result(timeout_s).topic_id)
-                except KafkaException as gone:
-                    if error_of(gone).code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                        raise
-            return ids
-
-        ids = self._ask("describe topics", described)
-        return {name: TopicInfo(name, ids[name], partitions) for name, partitions in counts.items() if name in ids}
+        return self._admin.topics()
 
     def config(self, topic: str) -> Mapping[str, str]:
-        resource = _kafka.ConfigResource(_kafka.ResourceType.TOPIC, topic)
-
-        def described(timeout_s: float) -> Mapping[str, str]:
-            future: Future[Any] = self._admin.describe_configs([resource], request_timeout=timeout_s)[resource]
-            return {name: entry.value for name, entry in future.result(timeout_s).items() if entry.value is not None}
-
-        return self._ask(f"configuration of {topic}", described)
+        return self._admin.config(topic)
 
     def create(self, topics: Sequence[NewTopic]) -> None:
-        if not topics:
-            return
-        wanted = {topic.name: topic for topic in topics}
-
-        def created(timeout_s: float) -> None:
-            asked = self._admin.create_topics(
-                [_kafka.NewTopic(t.name, t.partitions, -1, config=dict(t.config)) for t in wanted.values()],
-                request_timeout=timeout_s,
-            )
-            for name, future in asked.items():
-                try:
-                    future.result(timeout_s)
-                except KafkaException as failed:
-                    if error_of(failed).code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                        raise
-                wanted.pop(name, None)
-
-        self._ask(f"create {', '.join(wanted)}", created)
-
-        # A topic can be used once its partitions have leaders; asking for their ends waits for that.
-        def known(timeout_s: float) -> list[TopicPartition]:
-            found = self._admin.list_topics(timeout=timeout_s).topics
-            if missing := [topic.name for topic in topics if topic.name not in found]:
-                raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"{missing[0]}: not there yet"))
-            return [TopicPartition(topic.name, p) for topic in topics for p in found[topic.name].partitions]
-
-        self.ends(self._ask("list topics", known))
-
-    # --- positions ---
-
-    def _listed(self, partitions: Sequence[TopicPartition], spec: Any, what: str) -> Mapping[TopicPartition, int]:
-        if not partitions:
-            return {}
-
-        def listed(timeout_s: float) -> dict[TopicPartition, int]:
-            asked = self._admin.list_offsets(
-                {At(at.topic, at.partition): spec for at in partitions},
-                isolation_level=confluent_kafka.IsolationLevel.READ_UNCOMMITTED,
-                request_timeout=timeout_s,
-            )
-            found = {TopicPartition(at.topic, at.partition): f.result(timeout_s).offset for at, f in asked.items()}
-            # Where the connection went, librdkafka answers -1001 without an error: taken for an end, a restore would
-            # read nothing, and a delivery would find its log shorter than its sink (the demo, seed 2).
-            if min(found.values()) < 0:
-                raise FutureTimeout
-            return found
-
-        names = sorted({at.topic for at in partitions})
-        return self._ask(f"{what} of {', '.join(names)}", listed)
+        self._admin.create(topics)
 
     def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        return self._listed(partitions, _kafka.OffsetSpec.latest(), "ends")
+        return self._admin.ends(partitions)
 
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        return self._listed(partitions, _kafka.OffsetSpec.earliest(), "starts")
+        return self._admin.starts(partitions)
+
+    # --- positions ---
 
     @property
     def _consumer(self) -> Consumer:
@@ -323,7 +205,7 @@ class ClusterLog:
                 positions[TopicPartition(at.topic, at.partition)] = known
             return positions
 
-        return self._ask(f"committed offsets of group {self._group}", answered, STABLE_WAIT_S)
+        return self._admin.ask(f"committed offsets of group {self._group}", answered, STABLE_WAIT_S)
 
     def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
         reader = self._idle.pop() if self._idle else _Reader(self._at, self._isolation)
@@ -352,6 +234,11 @@ class ClusterLog:
         if self._transactions is not None:
             # Before the first position is read: whatever this identity left open is decided now.
             self._transactions.open()
+        if self._member is not None:
+            # Apache Kafka ignores the new subscription of a static member that restarts: it is given its old
+            # partitions, and topics added since would be read by nobody (4.3.1, tried). Other topics, another identity.
+            self._member += f".{zlib.crc32(' '.join(sorted(topics)).encode()):08x}"
+            self._close_consumer()
         self._listener = listener
         self._consumer.subscribe(list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
 
@@ -467,7 +354,7 @@ class ClusterLog:
                 health.fatal = error
             elif code == KafkaError._ALL_BROKERS_DOWN:
                 health.seen(error)
-            elif code not in _PASSING and not error.retriable():
+            elif code not in PASSING and not error.retriable():
                 raise LogLost(f"{self.name}: {error.str()}")
         if not unknown and events:
             self._unknown_topic_since = None
@@ -539,9 +426,7 @@ class ClusterLog:
             return Done()
         if self._listener is not None and self._membership is None:
             return Fenced(f"{self._member or self._group} is no member of its group any more")
-        offsets = [
-            At(at.topic, at.partition, position.offset, position.metadata) for at, position in positions.items()
-        ]
+        offsets = [At(at.topic, at.partition, position.offset, position.metadata) for at, position in positions.items()]
         try:
             answers = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as failed:
@@ -560,12 +445,15 @@ class ClusterLog:
         for reader in self._idle:
             bury(reader.consumer)
         self._idle.clear()
+        self._close_consumer()
+        self._admin.close()
+
+    def _close_consumer(self) -> None:
         if self._consumer_made is not None:
             # A consumer that met a fatal error (a second owner of its identity) raises that again, as SystemError.
             with contextlib.suppress(KafkaException, SystemError, RuntimeError):
                 self._consumer_made.close()
             self._consumer_made = None
-        self._admin_client = None
 
 
 def _consumed(consumer: Consumer, timeout_s: float) -> list[Message]:
@@ -577,11 +465,6 @@ def _consumed(consumer: Consumer, timeout_s: float) -> list[Message]:
         if messages:
             messages += consumer.consume(BATCH_RECORDS_MAX - 1, 0)
     return messages
-
-
-def _uuid_text(uuid: object) -> str:
-    """As Kafka writes topic ids; librdkafka's text is of the other base64 alphabet."""
-    return str(uuid).translate(str.maketrans("+/", "-_"))
 
 
 def _plain(partitions: Sequence[TopicPartition] | set[TopicPartition]) -> list[At]:

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     for delivery in deliveries:
         delivery.start()
     said, quiet_since = False, now_ms()
-    while not leaving.asked:
+    while not (leaving.asked or orphaned()):
         worker.run_once(now_ms(), POLL_S)
         for delivery in deliveries:
             if delivery.failed is not None:
@@ -182,8 +182,6 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
             inputs = {run.prefix + node.topic.name for node in graph.nodes if isinstance(node, g.Read)}
             mine = sum(at.topic in inputs for at in worker.assigned_partitions)
             _announce(run, slot, log.name, mine)
-        if orphaned():
-            return  # without a commit: another parent may have started our successor
     worker.close(now_ms())
     for delivery in deliveries:
         delivery.stop()
@@ -223,8 +221,11 @@ def _sessions(run: Run, steps: Steps) -> Iterator[Source]:
             yield lambda group, member, transactional: EmbeddedLog(
                 engine, group=group, transactional_id=transactional, steps=steps
             )
-        finally:
-            engine.close()
+        except BaseException:
+            with suppress(LogLost):  # what ended the run is what a person must hear of
+                engine.close()
+            raise
+        engine.close()
     else:
         from semel.host.cluster import SESSION_TIMEOUT_MS, open_cluster
 
