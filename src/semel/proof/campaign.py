@@ -99,7 +99,15 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             env = {"SEMEL_PREFIX": prefix, "SEMEL_TRACE": "1", "SEMEL_SESSION_MS": str(session_ms)}
             workers.append(Child(f"worker-{slot + 1}", folder, command, env))
         storm = storm_of(
-            plan, workers, broker, crashes=asked.crashes, session_s=session_ms / 1000, feed=world.feed, say=say
+            plan,
+            workers,
+            broker,
+            crashes=asked.crashes,
+            session_s=session_ms / 1000,
+            feed=world.feed,
+            positions=world.positions,
+            passed=world.passed,
+            say=say,
         )
         world.feed()
         storm.run(deadline_s=60 + 12 * plan.kills)

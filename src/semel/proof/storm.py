@@ -13,19 +13,19 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from semel.host.steps import arm
-from semel.ports import Step
+from semel.ports import Step, TopicPartition
 from semel.proof.processes import STEPS, BrokerChild, Child, ProofError
 from semel.verify.schedule import SINK_STEPS, Fault, Kind, Schedule
 
 POLL_S = 0.02
 STALLED_S = 1.5  # no fault struck for this long: more input
 FAULT_TIMEOUT_S = 25.0  # an armed step that is not reached for this long is given up, by a kill
-ZOMBIE_WAIT_S = 25.0
+ZOMBIE_WAIT_S = 40.0
 REFUSAL_WAIT_S = 12.0
 FAILURES_MAX = 3
 
@@ -48,10 +48,11 @@ class Slot:
     state: State = State.RUNNING
     since: float = 0.0
     fault: Fault | None = None
-    base: int = 0  # the others' commits when it was stopped or killed
+    before: Mapping[TopicPartition, int] = field(default_factory=dict)  # committed positions when it was stopped
+    asked: float = 0.0
+    succeeded: bool = False
     refusals: int = 0
     commits: int = 0  # its own, when it was started
-    heir: bool = False  # to be killed as the successor of a hand-over
 
 
 @dataclass
@@ -64,8 +65,9 @@ class Storm:
     crashes: int
     session_s: float
     feed: Callable[[], None]  # lets the next slice of input through
+    positions: Callable[[], Mapping[TopicPartition, int]]  # committed, as they are now
+    passed: Callable[[Mapping[TopicPartition, int]], bool]  # whether all that waited then was committed further
     say: Callable[[str], None]
-    file_sinks: bool = False
     kills_worker: int = 0
     kills_broker: int = 0
     zombies: int = 0
@@ -83,9 +85,6 @@ class Storm:
     def progress(self) -> int:
         """Committed transactions of all workers so far: input moved when this grew."""
         return sum(slot.child.hit(Step.COMMIT_AFTER) for slot in self.slots)
-
-    def others(self, slot: Slot) -> int:
-        return sum(other.child.hit(Step.COMMIT_AFTER) for other in self.slots if other is not slot)
 
     # --- the storm ---
 
@@ -175,7 +174,8 @@ class Storm:
                 assert slot.fault is not None
                 if slot.fault.kind is Kind.ZOMBIE and slot.child.stopped():
                     slot.state, slot.since = State.STOPPED, now
-                    slot.base = self.others(slot)
+                    self.feed()
+                    slot.before = self.positions()
                     slot.refusals = self._refusals(slot)
                     self._strike(slot.fault)
                 elif slot.fault.kind in (Kind.RANDOM, Kind.LEAVE):
@@ -186,22 +186,17 @@ class Storm:
                     self._disarm(slot.child)
                     slot.child.kill()
             case State.STOPPED:
-                # Two commits of others after its session has ended: the first can be of their own partitions only.
-                over = now - slot.since > self.session_s + 0.5
-                if (
-                    over
-                    and slot.base == -1
-                    and (self.others(slot) >= slot.commits + 2 or now - slot.since > ZOMBIE_WAIT_S)
-                ):
-                    slot.child.signal(signal.SIGCONT)
-                    slot.state, slot.since = State.RESUMED, now
-                elif over and slot.base != -1:
-                    slot.base, slot.commits = -1, self.others(slot)
-                    self.feed()
+                # Resumed only when its partitions have been committed further by someone else.
+                if now - slot.since > self.session_s and now - slot.asked > 0.4:
+                    slot.asked = now
+                    slot.succeeded = self.passed(slot.before)
+                    if slot.succeeded or now - slot.since > ZOMBIE_WAIT_S:
+                        slot.child.signal(signal.SIGCONT)
+                        slot.state, slot.since = State.RESUMED, now
             case State.RESUMED:
                 refused = self._refusals(slot) - slot.refusals
                 if refused > 0 or now - slot.since > REFUSAL_WAIT_S:
-                    self.zombies += 1
+                    self.zombies += slot.succeeded
                     self.refused += min(refused, 1)
                     slot.child.kill()
                     self._count(slot)

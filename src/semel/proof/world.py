@@ -10,6 +10,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import TopicPartition as At
+from confluent_kafka.admin import AdminClient
+
 from semel.host.cluster import ClusterLog
 from semel.ports import Headers, Log, NewTopic, NoSteps, Position, Records, Sink, SinkConnection, TopicPartition
 from semel.streams import graph as g
@@ -37,6 +41,7 @@ class World:
         self.history: dict[str, list[int]] = {}
         self._writers: dict[str, Callable[..., None]] = {}
         self._asked = 0.0
+        self._watcher: Consumer | None = None
 
     # --- input ---
 
@@ -94,6 +99,30 @@ class World:
         for at, position in self.log.committed(self.group_sources()).items():
             if position is not None:
                 self.history.setdefault(f"{at.topic}-{at.partition}", []).append(position.offset)
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """The group's committed positions as they are now, without waiting for open transactions; 0: none yet."""
+        asked = [At(at.topic, at.partition) for at in self.group_sources()]
+        if self._watcher is None:
+            self._watcher = Consumer(
+                {"bootstrap.servers": self.url.removeprefix("kafka://"), "group.id": self.prefix + self.graph.app,
+                 "isolation.level": "read_uncommitted", "metadata.recovery.strategy": "none", "log_level": 0}
+            )  # fmt: skip
+        try:
+            answers = self._watcher.committed(asked, 2.0)
+        except KafkaException:
+            return {}  # the broker is down for a moment
+        return {TopicPartition(a.topic, a.partition): max(a.offset, 0) for a in answers if a.error is None}
+
+    def passed(self, before: Mapping[TopicPartition, int]) -> bool:
+        """Whether every partition that had input waiting behind `before` was committed further since: whoever owned
+        any of them then has a successor that has committed."""
+        now = self.positions()
+        if not before or not now:
+            return False
+        ends = self.log.ends(list(before))
+        waiting = [at for at, position in before.items() if ends[at] > position + 1]
+        return bool(waiting) and all(now.get(at, 0) > before[at] for at in waiting)
 
     def settled(self, give_up_s: float = SETTLE_S, alive: Callable[[], None] = lambda: None) -> bool:
         """Waits until everything fed is processed and delivered; False when it is not within the time."""
@@ -168,6 +197,8 @@ class World:
             _quietly(future)
 
     def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
         self.log.close()
 
 
