@@ -5,6 +5,7 @@ Invariant: between `FolderLock.take` and `release` no other process that asks ha
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from semel.errors import SemelError
 
 NAME = "lock"
+HOLDER_BYTES = 20
 
 
 class FolderTaken(SemelError):
@@ -42,13 +44,19 @@ class FolderLock:
             raise FolderTaken(
                 f"{folder}: already open{by}. Stop that process, or use it: one folder belongs to one process."
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        return FolderLock(descriptor, folder)
+        lock = FolderLock(descriptor, folder)
+        lock._say(str(os.getpid()))
+        return lock
 
     def release(self) -> None:
         """Gives the folder back; a second call does nothing. The file stays: removing it would race with a taker."""
         if self._descriptor >= 0:
-            os.ftruncate(self._descriptor, 0)
+            self._say("")
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _say(self, holder: str) -> None:
+        """Who has it, for the message of the next taker. Always as long, so that a full disk has its place already;
+        and where there is no place the lock holds as well."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._descriptor, holder.ljust(HOLDER_BYTES).encode() + b"\n", 0)
