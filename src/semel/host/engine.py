@@ -25,6 +25,7 @@ from semel.host.clock import clock
 from semel.host.disk import Disk
 from semel.host.lock import FolderLock
 from semel.host.steps import steps_from
+from semel.log.errors import FolderProblem
 from semel.ports import LogLost, Steps
 
 INIT_PRODUCER_ID = 22
@@ -75,6 +76,9 @@ class Engine:
                 steps=steps or steps_from(os.environ),
             )
             self._end_leavings()
+        except FolderProblem as problem:
+            self._held.release()
+            raise type(problem)(f"{folder}: {problem}") from problem
         except OSError as error:
             self._held.release()
             raise SemelError(
@@ -222,6 +226,12 @@ class Engine:
                     self._node.synced(self._node.sync(), self._now_ms())
                     self._node.checkpoint()
                     self._node.close()
+            except OSError as failed:
+                self._failure = str(failed)
+                raise LogLost(
+                    f"{self.folder}: it could not be closed in good order ({failed.strerror or failed}). What was "
+                    "committed is safe. Check the disk and its space; the next start reads a little more."
+                ) from failed
             finally:
                 self._held.release()
                 self._moved.notify_all()

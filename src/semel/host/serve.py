@@ -24,6 +24,7 @@ from semel.host.disk import Disk
 from semel.host.lock import FolderLock
 from semel.host.server import Server, clock
 from semel.host.steps import steps_from
+from semel.log.errors import FolderProblem
 
 logger = logging.getLogger("semel.broker")
 
@@ -47,6 +48,8 @@ def serve(folder: Path, listen: str, advertise: str | None, durability: str, set
             node = Node(
                 Disk(folder), config, now_ms=now_ms(), steps=steps_from(os.environ), random=random.SystemRandom()
             )
+        except FolderProblem as problem:
+            raise type(problem)(f"{folder}: {problem}") from problem
         except OSError as error:
             raise SemelError(
                 f"{folder}: recovery failed: {error.strerror or error}. Nothing was served and nothing that was "

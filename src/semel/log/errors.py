@@ -5,15 +5,20 @@ from __future__ import annotations
 from semel.errors import SemelError
 
 
-class FolderError(SemelError):
+class FolderProblem(SemelError):
+    """Something is wrong within the data folder. The message names the file; the host, which knows where the folder
+    lies, puts that before it."""
+
+
+class FolderError(FolderProblem):
     """The folder cannot be used as it is: another format, no semel folder, a file missing."""
 
 
-class CorruptJournal(SemelError):
+class CorruptJournal(FolderProblem):
     """Bytes of the journal that had been synced are damaged. Nothing after them is used, nothing is changed."""
 
 
-class CorruptSegment(SemelError):
+class CorruptSegment(FolderProblem):
     """A segment does not hold what was synced into it."""
 
 
