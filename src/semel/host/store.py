@@ -42,6 +42,10 @@ class Stores:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(folder), options)
         except Exception as refused:  # rocksdict raises bare Exception
+            if "No space left" in str(refused):
+                raise StoreError(
+                    f"{folder}: the disk is full, the local state cannot be opened. Free space, then start again."
+                ) from None
             raise StoreError(
                 f"{folder}: the local state cannot be opened: {refused}. If no other process uses it, remove the "
                 "folder: the state is rebuilt from its changelog."
