@@ -83,10 +83,12 @@ class Task:
         positions: Mapping[str, Position],  # by source topic: those of its partitions that this task reads
         writers: Callable[[str], Write],
         stores: Stores,
+        log_name: str = "URL",
     ) -> None:
         self.id = TaskId(program.sub.name, partition)
         self.touched = False  # whether anything was taken, written or must be sent since the last commit
         self._app = graph.app
+        self._reset = command("reset", graph, log_name)
         self._program = program
         self._topics = graph.topics
         self._partition = partition
@@ -176,12 +178,13 @@ class Task:
         where = f"{topic} partition {self._partition} offset {offset}"
         if declared is None:
             what = "an internal topic holds what this program cannot read: were the types changed?"
-            after = f"Go back to the types it was written with, or start anew: `semel app reset {self._app}`."
+            after = f"Go back to the types it was written with, or start anew: {self._reset}."
         else:
             what = f"Topic({topic!r}) at {declared.place} has {_types(declared)}"
             after = (
                 f"Mend the Topic's types, or let such records go to {self._app}.dlq: on_error='dead-letter'. "
-                f"See it: `semel read {topic} --from {self._partition}:{offset}`."
+                f"See it: "
+                f"`semel read {topic} --partition {self._partition} --from {offset} --max 1`."
             )
         raise ProcessingError(
             f"{where} cannot be decoded: {reason}. {what}. {after}", TopicPartition(topic, self._partition), offset
