@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,7 +42,8 @@ def look(on: str | None, *, make: bool = False) -> Iterator[Look]:
     url = url_of(on)
     log: Look
     if url.startswith("kafka://"):
-        from semel.host.kafka_look import KafkaLook  # names its extra when confluent-kafka is missing
+        import_module("semel.host.kafka_client")  # first: it names its extra when confluent-kafka is missing
+        from semel.host.kafka_look import KafkaLook
 
         log = KafkaLook(url)
     elif url.startswith("embedded:") and url != "embedded:":
