@@ -446,6 +446,7 @@ class EmbeddedLog:
         code, reason = self._sent()
         if code:
             self.abort()
+            self._producer = None
             return Fenced(reason) if code in _FENCED else NotDone(reason)
         self._steps.reached(Step.OFFSETS_AFTER)
         self._steps.reached(Step.COMMIT_BEFORE)
@@ -465,7 +466,14 @@ class EmbeddedLog:
             answer = self._ask(26, 3, self._of_producer(api.EndTxnRequest, False))
             if answer.error_code:
                 self._producer = None  # another owner has ended it already
+            self._settle()
         self._forget()
+
+    def _settle(self) -> None:
+        """A batch that was refused leaves a gap in our sequences; a new epoch begins them anew."""
+        tickets, self._tickets = self._tickets, []
+        if any(_refusal(answer)[0] for answer in self._engine.wait(tickets)):
+            self._producer = None
 
     def flush(self) -> None:
         code, reason = self._sent()
