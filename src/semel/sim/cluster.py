@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from semel.broker.config import Config
-from semel.broker.events import Event, Reply, Tick
+from semel.broker.events import Event, Reply, Request, Tick
 from semel.broker.node import Node
 from semel.broker.records import TxnState
+from semel.client.codes import END_TXN
 from semel.log.errors import JournalFailed
 from semel.log.folder import Folder
 from semel.log.partition import Partition
@@ -43,7 +44,9 @@ class _Steps:
 
     def reached(self, step: Step) -> None:
         cluster = self._cluster
-        if cluster.node is not None and cluster.rolls.happens(cluster.profile.at_steps, f"crash at {step}"):
+        # Every write comes by the steps of a sync, only a commit by the others.
+        chance = cluster.profile.at_steps * (1 if step in (Step.SYNC_BEFORE, Step.SYNC_AFTER) else 5)
+        if cluster.node is not None and cluster.rolls.happens(chance, f"crash at {step}"):
             raise PowerCut(f"step {step}")
 
 
@@ -97,9 +100,7 @@ class Cluster:
     def _arm(self) -> None:
         """Decides at which of its operations this life of the disk ends, and what else is wrong with it."""
         rolls, profile = self.rolls, self.profile
-        self.disk.cut_at = None
-        self.faults.capacity = None
-        self.faults.append = self.faults.sync = 0.0
+        self.calm()
         if rolls.calm or self.run == 1:
             return
         at = 0
@@ -142,6 +143,7 @@ class Cluster:
         self.disk.cut_at = None
         self.faults.capacity = None
         self.faults.append = self.faults.sync = 0.0
+        self.faults.torn = False
 
     # --- Events
 
@@ -150,8 +152,21 @@ class Cluster:
         if node is None:
             return
         replies = self._survives(lambda: node.step(event, self.scheduler.now_ms))
-        if replies is not None:
-            self._after(replies)
+        if replies is None:
+            return
+        if isinstance(event, Request) and event.api_key == END_TXN:
+            self._cut_the_end()
+        self._after(replies)
+
+    def _cut_the_end(self) -> None:
+        """The journal's next operation writes decision, markers and completion, the one after it syncs them."""
+        if (
+            self.node is not None
+            and self.node.unsynced
+            and self.rolls.happens(self.profile.at_end, "power cut in an end")
+        ):
+            self.disk.cut_at = self.disk.operations + (2 if self.dice.random() < 0.8 else 1)
+            self.faults.torn = self.dice.random() < 0.7
 
     def _after(self, replies: Iterable[Reply]) -> None:
         self.released(replies)

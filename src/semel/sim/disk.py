@@ -32,6 +32,7 @@ class Faults:
 
     append: float = 0.0
     sync: float = 0.0
+    torn: bool = False  # of a file not synced, a power cut always keeps a prefix torn at some byte
     capacity: int | None = None  # bytes of all files together
 
 
@@ -309,7 +310,7 @@ class Disk:
         if not pending:
             return content
         dice = self.dice
-        way = dice.randint(0, 3)
+        way = 2 if self.faults.torn else dice.randint(0, 3)
         if way == 0:
             return content
         if way == 1:

@@ -24,13 +24,14 @@ class Profile:
     gap: int = 70  # operations of the disk between two of them, at most
     power: float = 0.7  # a crash is a power cut; else only the process ends
     at_steps: float = 0.0  # crash at a named step of a commit
+    at_end: float = 0.03  # the power fails while the end of a transaction is being written
     disk_errors: float = 0.0  # an append or a sync fails
     full: float = 0.0  # the disk is full for a while, per start
     both: float = 0.15  # clients die with the broker
     cut: float = 0.02  # a connection breaks after a request
     silence: float = 0.01  # a connection falls silent: what is sent arrives late or never, nothing comes back
     hold: float = 0.02  # a request of a transaction is kept back until the next transaction of its sender
-    pause: float = 0.03  # a client stands still past its session and comes back
+    pause: float = 0.06  # a client stands still past its session and comes back
     kill: float = 0.03  # a client dies and is started again
     abort: float = 0.15
     leave_open: float = 0.03  # a transaction is left to its timeout
@@ -42,16 +43,17 @@ class Profile:
 
 
 PROFILES: Final = (
-    Profile("crashes", crashes=14, gap=45),
-    Profile("power", crashes=14, gap=60, power=1.0, both=0.4, checkpoint_bytes=1 << 14),
-    Profile("steps", crashes=12, gap=90, power=0.3, at_steps=0.04, both=0.5),
-    Profile("network", crashes=10, gap=90, cut=0.06, silence=0.03, hold=0.10),
-    Profile("late", crashes=10, gap=110, cut=0.0, silence=0.0, hold=0.3, pause=0.0),
-    Profile("zombies", crashes=10, gap=110, pause=0.15, kill=0.05),
-    Profile("static", crashes=10, gap=90, pause=0.08, kill=0.10, static=True),
-    Profile("checkpoints", crashes=14, gap=60, checkpoint_bytes=2_000, segment_bytes=1_024),
-    Profile("disk", crashes=10, gap=80, disk_errors=0.01, full=0.15, checkpoint_bytes=4_000, segment_bytes=2_048),
-    Profile("aborts", crashes=12, gap=60, abort=0.5, leave_open=0.1, checkpoint_bytes=8_000, segment_bytes=1_024),
+    Profile("crashes", crashes=16, gap=45),
+    Profile("power", crashes=16, gap=60, power=1.0, both=0.4, checkpoint_bytes=1 << 14),
+    Profile("ends", crashes=16, gap=120, power=1.0, at_end=0.4, both=0.6, pause=0.0),
+    Profile("steps", crashes=14, gap=90, power=0.3, at_steps=0.03, both=0.5),
+    Profile("network", crashes=10, gap=90, cut=0.05, silence=0.02, hold=0.25),
+    Profile("late", crashes=5, gap=400, both=0.0, cut=0.0, silence=0.0, hold=0.5, pause=0.0, kill=0.0),
+    Profile("zombies", crashes=8, gap=150, pause=0.3, kill=0.05),
+    Profile("static", crashes=10, gap=90, pause=0.15, kill=0.10, static=True),
+    Profile("checkpoints", crashes=16, gap=60, checkpoint_bytes=2_000, segment_bytes=1_024),
+    Profile("disk", crashes=12, gap=80, disk_errors=0.01, full=0.15, checkpoint_bytes=4_000, segment_bytes=2_048),
+    Profile("aborts", crashes=14, gap=60, abort=0.5, leave_open=0.1, checkpoint_bytes=8_000, segment_bytes=1_024),
 )
 
 

@@ -26,7 +26,7 @@ from .cluster import Cluster
 from .faults import Profile, Rolls
 from .scheduler import Scheduler
 
-# What of a transaction is kept back, and when it is let go: its sender's next transaction has come so far.
+# What of a transaction is kept back, and when it is let go: once this of its sender's next transaction has arrived.
 _HELD_UNTIL: Final = {
     codes.END_TXN: (codes.ADD_PARTITIONS_TO_TXN, codes.PRODUCE, codes.TXN_OFFSET_COMMIT),
     codes.TXN_OFFSET_COMMIT: (codes.TXN_OFFSET_COMMIT, codes.PRODUCE),
@@ -34,6 +34,7 @@ _HELD_UNTIL: Final = {
     codes.ADD_OFFSETS_TO_TXN: (codes.END_TXN,),
     codes.PRODUCE: (codes.END_TXN, codes.ADD_PARTITIONS_TO_TXN),
 }
+_HELD_OFTEN: Final = {codes.END_TXN: 1.0, codes.TXN_OFFSET_COMMIT: 1.0}
 
 
 class Core(Protocol):
@@ -167,7 +168,9 @@ class Network:
             and not connection.silent
             and connection.number in self._connections
             and not any(held.connection.owner is connection.owner for held in self._held)
-            and self.rolls.happens(profile.hold, f"{name} #{connection.number}: API {api_key} kept back")
+            and self.rolls.happens(
+                profile.hold * _HELD_OFTEN.get(api_key, 0.2), f"{name} #{connection.number}: API {api_key} kept back"
+            )
         ):
             connection.silent = connection.held = True
             self._held.append(_Held(connection, send))
