@@ -145,6 +145,7 @@ def test_a_folder_of_another_version_is_left_alone(tmp_path: Path) -> None:
     [
         (["--listen", "nowhere"], "write HOST:PORT"),
         (["--listen", "127.0.0.1:99999"], "write HOST:PORT"),
+        (["--listen", "0.0.0.0:0"], "add --advertise HOST"),
         (["--set", "num.partitions=x"], "num.partitions=x"),
         (["--set", "a=1"], "Unknown setting"),
         (["--durability", "none"], "choose fsync or os"),

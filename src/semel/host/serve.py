@@ -33,6 +33,11 @@ def serve(folder: Path, listen: str, advertise: str | None, durability: str, set
     """Returns after SIGTERM or SIGINT. UsageError for what was asked wrongly, SemelError for what went wrong."""
     host, port = parse_address(listen, "--listen")
     advertised = parse_address(advertise, "--advertise") if advertise is not None else None
+    if advertised is None and host in ("0.0.0.0", "::"):
+        raise UsageError(
+            f"--listen {listen} takes connections from everywhere, but clients must be told one address to come back to: "
+            f"add --advertise HOST:{port}, with the name under which they reach this machine."
+        )
     config = Config.parse([*settings, f"durability={durability}"])
     _log_to_stderr()
     listening = _bound(host, port)
@@ -58,7 +63,8 @@ def serve(folder: Path, listen: str, advertise: str | None, durability: str, set
         logger.info("%s recovered in %.2f s, durability=%s", folder, time.monotonic() - started, config.durability)
 
         def ready(host: str, port: int) -> None:
-            node.address = advertised or (host, port)
+            told, told_port = advertised or (host, port)
+            node.address = told, told_port or port
             print(f"ready {host}:{port}", flush=True)
 
         asyncio.run(Server(node, folder, now_ms).run(listening, ready))
