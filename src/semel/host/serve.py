@@ -35,8 +35,8 @@ def serve(folder: Path, listen: str, advertise: str | None, durability: str, set
     advertised = parse_address(advertise, "--advertise") if advertise is not None else None
     if advertised is None and host in ("0.0.0.0", "::"):
         raise UsageError(
-            f"--listen {listen} takes connections from everywhere, but clients must be told one address to come back to: "
-            f"add --advertise HOST:{port}, with the name under which they reach this machine."
+            f"--listen {listen} takes connections from everywhere, but clients must be told one address to come back "
+            f"to: add --advertise HOST:{port}, with the name under which they reach this machine."
         )
     config = Config.parse([*settings, f"durability={durability}"])
     _log_to_stderr()
