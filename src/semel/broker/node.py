@@ -79,7 +79,7 @@ class Node:
     @property
     def unsynced(self) -> bool:
         """Something was appended that is not known to be durable: `write`, `sync`, `synced` are due."""
-        if self.config.durability != FSYNC:
+        if self.config.durability != FSYNC and not self._stepwise:
             return self.journal.unwritten
         return self.journal.end > self.broker.durable_position
 
@@ -125,8 +125,8 @@ class Node:
         return free
 
     def _append_stepwise(self, ready: Ready) -> None:
-        """The same with every step of a commit reached, and what is before it in the file: so that a process killed
-        there leaves behind exactly what a crash between two writes would."""
+        """The same with every record written for itself and every step of a commit reached, so that a process that is
+        killed there leaves behind what a crash in the middle of one write would."""
         markers = False
         for record, payload in ready.records:
             decided = isinstance(record, records.Transaction) and record.state in _DECIDED
@@ -142,6 +142,7 @@ class Node:
                 markers = True
             elif complete:
                 markers = False
+            self.journal.write()
 
     def _reach(self, step: Step) -> None:
         self.journal.write()
