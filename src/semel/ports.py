@@ -99,6 +99,8 @@ class Step(StrEnum):
     SYNC_BEFORE = "sync.before"
     SYNC_AFTER = "sync.after"  # durable, the reply has not left
     # The delivery, in the order of one batch at a sink.
+    CLAIM_AFTER = "claim.after"  # the sink has named this delivery as the owner of a partition
+    BATCH_BEFORE = "batch.before"  # a batch was read, the sink's transaction is not begun
     ROWS_BEFORE = "rows.before"
     ROWS_AFTER = "rows.after"  # rows written inside the sink's transaction, position not yet
     POSITION_BEFORE = "position.before"

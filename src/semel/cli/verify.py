@@ -27,16 +27,17 @@ def verify(
     mode: Annotated[Mode, typer.Option(help="The mode that the workers run in.")] = Mode.EXACTLY_ONCE,
     list_steps: Annotated[bool, typer.Option("--list-steps", help="Print the named steps of this app's path.")] = False,
     at: Annotated[
-        list[str] | None, typer.Option(help="Only at this step; once per step (to show a known bug).")
+        list[str] | None,
+        typer.Option(help="Only STEP[:kill|zombie|late|handover] or leave, in turn (to show a known bug); repeatable."),
     ] = None,
     keep: Annotated[bool, typer.Option(help="Leave the run's folder: the logs of all processes.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Crash an app at every step of its protocols, then compare what it read with what it wrote."""
     from semel.host.load import load_app
-    from semel.ports import Step
     from semel.proof.campaign import Asked, steps_of
     from semel.proof.campaign import verify as run
+    from semel.verify.schedule import directed_fault
 
     loaded = load_app(app)
     if list_steps:
@@ -50,7 +51,7 @@ def verify(
             raise UsageError(f"--input {one}: write TOPIC=FILE.jsonl.")
         inputs[topic] = path
     try:
-        directed = tuple(Step(step) for step in at or [])
+        directed = tuple(directed_fault(text) for text in at or [])
     except ValueError as why:
         raise UsageError(f"--at: {why}. `semel verify {app} --list-steps` prints the steps.") from None
     name, _, _ = app.rpartition(":") if app.rpartition(":")[1] and not app.endswith(".py") else (app, "", "")

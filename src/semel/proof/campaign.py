@@ -23,11 +23,11 @@ from semel.ports import NotDone, Step
 from semel.proof.embedded import EmbeddedStorm
 from semel.proof.processes import BrokerChild, Child, ProofError, semel_command
 from semel.proof.storm import Storm, storm_of
-from semel.proof.world import World, sink_connections
+from semel.proof.world import RECORDS_PER_S, World, sink_connections
 from semel.streams import graph as g
 from semel.verify import checkers
 from semel.verify.oracle import reckon, reckon_sink
-from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, Kind, schedule
+from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, Fault, Kind, schedule
 from semel.verify.verdict import Report
 from semel.verify.workload import workload
 
@@ -48,7 +48,7 @@ class Asked:
     seed: int = 1
     mode: Mode = Mode.EXACTLY_ONCE
     durability: str = "fsync"
-    directed: tuple[Step, ...] = ()
+    directed: tuple[Fault, ...] = ()
     keep: bool = False  # leave the folder of the run (logs, counters)
 
 
@@ -97,23 +97,24 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
                 "run", asked.app_file, "--on", url, "--mode", asked.mode.value, "--state", str(folder / f"state-{slot}")
             )
             env = {"SEMEL_PREFIX": prefix, "SEMEL_TRACE": "1", "SEMEL_SESSION_MS": str(session_ms)}
-            workers.append(Child(f"worker-{slot + 1}", folder, command, env))
+            workers.append(Child(f"worker-{slot + 1}", folder, command, env, folder / f"state-{slot}"))
         storm = storm_of(
             plan,
             workers,
             broker,
             crashes=asked.crashes,
             session_s=session_ms / 1000,
-            feed=world.feed,
+            trickle=world.trickle,
+            zombies_asked=plan.zombies,
             positions=world.positions,
             passed=world.passed,
             say=say,
         )
-        world.feed()
+        world.feed(RECORDS_PER_S)
         storm.run(deadline_s=60 + 12 * plan.kills)
         storm.calm()
         say(f"{storm.kills_worker + storm.kills_broker} kills; finishing the rest of the input")
-        world.finish()
+        world.finish(everything=bool(asked.inputs))
         if not world.settled(alive=lambda: _alive(storm)):
             raise ProofError(
                 "the app did not finish its input within the time, with nothing broken any more. The workers said:\n"

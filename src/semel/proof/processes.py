@@ -36,11 +36,14 @@ def semel_command(*words: str) -> list[str]:
 class Child:
     """One role (a worker slot, the broker) over all its incarnations."""
 
-    def __init__(self, name: str, folder: Path, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, folder: Path, command: Sequence[str], env: Mapping[str, str], state: Path | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.command = list(command)
         self.env = dict(env)
+        self.state = state or folder  # a worker's local state
         self.counters = folder / f"{name}.steps"
         self.armed = folder / f"{name}.arm"
         self.output = folder / f"{name}.log"

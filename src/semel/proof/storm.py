@@ -2,7 +2,9 @@
 
 Each worker slot and the broker has its queue of faults. A running process has the head of its queue armed (it is
 killed or stopped when it reaches the step) or is killed from outside; when it is dead, its next incarnation starts.
-A zombie is resumed only after its successor has committed, and is let live until it was refused.
+A zombie is resumed only when its own partitions were committed further by its successor, and lives until it was
+refused. While one slot's fault needs the others to take over, nothing new is armed at them, and the broker is left
+alone.
 
 Invariant: what is counted happened: a kill is an exit by SIGKILL seen by us, a zombie a process seen stopped and then
 resumed after a commit of another worker.
@@ -10,6 +12,7 @@ resumed after a commit of another worker.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections import deque
@@ -23,10 +26,13 @@ from semel.proof.processes import STEPS, BrokerChild, Child, ProofError
 from semel.verify.schedule import SINK_STEPS, Fault, Kind, Schedule
 
 POLL_S = 0.02
-STALLED_S = 1.5  # no fault struck for this long: more input
-FAULT_TIMEOUT_S = 25.0  # an armed step that is not reached for this long is given up, by a kill
+WARM_S = 4.0  # a process that commits nothing for this long is a target all the same
+FAULT_TIMEOUT_S = 10.0  # an armed step that is not reached for this long is given up, by a kill
+ASK_EVERY_S = 0.3
+BATCHES = 4  # at a sink by others, after a claim, until all partitions of a zombie's are surely in other hands
 ZOMBIE_WAIT_S = 40.0
-REFUSAL_WAIT_S = 12.0
+REFUSAL_WAIT_S = 8.0
+LATE_S = 3.0
 FAILURES_MAX = 3
 
 
@@ -35,7 +41,7 @@ class State(Enum):
     ARMED = auto()
     STOPPED = auto()
     RESUMED = auto()
-    AWAY = auto()  # dead on purpose until another worker has taken over
+    AWAY = auto()  # dead on purpose until another worker has taken over and was killed, too
     IDLE = auto()  # queue empty
 
 
@@ -48,11 +54,14 @@ class Slot:
     state: State = State.RUNNING
     since: float = 0.0
     fault: Fault | None = None
+    refusals: int = 0
+    commits: int = 0  # its own, when it was started or armed
     before: Mapping[TopicPartition, int] = field(default_factory=dict)  # committed positions when it was stopped
+    claims: int = 0  # of the others, then
+    batches: int = -1  # of the others at their sinks, when they had claimed
     asked: float = 0.0
     succeeded: bool = False
-    refusals: int = 0
-    commits: int = 0  # its own, when it was started
+    heir: Slot | None = None  # killed as its successor
 
 
 @dataclass
@@ -64,10 +73,11 @@ class Storm:
     broker_queue: deque[Fault]
     crashes: int
     session_s: float
-    feed: Callable[[], None]  # lets the next slice of input through
+    trickle: Callable[[], None]  # input, at its own pace
     positions: Callable[[], Mapping[TopicPartition, int]]  # committed, as they are now
-    passed: Callable[[Mapping[TopicPartition, int]], bool]  # whether all that waited then was committed further
+    passed: Callable[[Mapping[TopicPartition, int]], tuple[bool, bool]]  # one topic, all topics went on since
     say: Callable[[str], None]
+    zombies_asked: int = 0
     kills_worker: int = 0
     kills_broker: int = 0
     zombies: int = 0
@@ -75,10 +85,10 @@ class Storm:
     moved_kills: int = 0
     struck: dict[Step, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    _last_strike: float = 0.0
     _broker_since: float = 0.0
     _broker_armed: Fault | None = None
     _progress_at_kill: int = -1
+    _began: float = 0.0
 
     # --- what is seen ---
 
@@ -86,10 +96,13 @@ class Storm:
         """Committed transactions of all workers so far: input moved when this grew."""
         return sum(slot.child.hit(Step.COMMIT_AFTER) for slot in self.slots)
 
+    def others(self, slot: Slot, step: Step = Step.COMMIT_AFTER) -> int:
+        return sum(other.child.hit(step) for other in self.slots if other is not slot)
+
     # --- the storm ---
 
     def run(self, deadline_s: float) -> None:
-        self._last_strike = self._broker_since = time.monotonic()
+        self._began = self._broker_since = time.monotonic()
         for slot in self.slots:
             self._fresh(slot, start=not slot.child.alive())
         ended = time.monotonic() + deadline_s
@@ -102,9 +115,7 @@ class Storm:
             self._tend_broker()
             for slot in self.slots:
                 self._tend(slot)
-            if time.monotonic() - self._last_strike > STALLED_S:
-                self.feed()
-                self._last_strike = time.monotonic()
+            self.trickle()
             time.sleep(POLL_S)
 
     def calm(self) -> None:
@@ -112,7 +123,7 @@ class Storm:
         if self.broker is not None:
             self._disarm(self.broker)
             while not self.broker.alive():
-                self._start_broker(None)
+                self._start_broker()
         for slot in self.slots:
             self._disarm(slot.child)
             if slot.state in (State.STOPPED, State.RESUMED):
@@ -124,13 +135,19 @@ class Storm:
     def _over(self) -> bool:
         if any(slot.state is not State.IDLE for slot in self.slots) or self.broker_queue or self._broker_armed:
             return False
+        if self.refused < self.zombies_asked and self.zombies < 2 * self.zombies_asked:
+            # One that was not refused shows nothing, whatever the reason: so there is another.
+            self._more(self.slots[self.zombies % len(self.slots)], Fault(Kind.ZOMBIE, Step.OFFSETS_BEFORE))
+            return False
         if self.moved_kills < self.crashes:
             # Some kills hit while nothing moved since the one before: they prove nothing, so there are more.
-            for slot in self.slots:
-                slot.queue.append(Fault(Kind.RANDOM, after=0.3))
-                self._fresh(slot, start=not slot.child.alive())
+            self._more(self.slots[self.moved_kills % len(self.slots)], Fault(Kind.RANDOM, after=0.3))
             return False
         return True
+
+    def _more(self, slot: Slot, fault: Fault) -> None:
+        slot.queue.append(fault)
+        self._fresh(slot, start=not slot.child.alive())
 
     def _tails(self) -> str:
         return "\n".join(f"--- {slot.child.name} ({slot.state.name})\n{slot.child.tail()}" for slot in self.slots)
@@ -145,64 +162,89 @@ class Storm:
         slot.state = State.RUNNING if slot.fault else State.IDLE
         slot.since = time.monotonic()
         slot.commits = slot.child.hit(Step.COMMIT_AFTER)
+        slot.heir, slot.succeeded, slot.batches = None, False, -1
+
+    def _needed(self, slot: Slot) -> bool:
+        """Whether a fault elsewhere is being taken over by this one."""
+        states = (State.STOPPED, State.RESUMED, State.AWAY)
+        return any(other.state in states for other in self.slots if other is not slot)
 
     def _tend(self, slot: Slot) -> None:
-        code = slot.child.exit_code()
         now = time.monotonic()
         if slot.state is State.AWAY:
-            # Long enough for its session to end and for another worker to have begun with its partitions.
-            if now - slot.since > self.session_s + 1.0:
-                heir = next((s for s in self.slots if s is not slot and s.child.alive()), None)
-                if heir is not None and heir.state in (State.RUNNING, State.ARMED, State.IDLE):
-                    queued = [f for f in (heir.fault,) if f is not None]
-                    heir.queue.extendleft(queued)
-                    heir.child.kill()
-                    self._count(heir)
-                    self._fresh(heir, start=True)
-                self._fresh(slot, start=True)
+            self._hand_over(slot, now)
             return
+        code = slot.child.exit_code()
         if code is not None:
             self._dead(slot, code)
             return
         match slot.state:
             case State.RUNNING:
                 assert slot.fault is not None
-                warm = slot.child.hit(Step.COMMIT_AFTER) - slot.commits >= min(slot.fault.nth - 1, 2)
-                if (warm and now - slot.since > 0.2) or now - slot.since > 4:
+                commits = slot.child.hit(Step.COMMIT_AFTER) - slot.commits
+                if (commits >= min(slot.fault.nth, 3) or now - slot.since > WARM_S) and not self._needed(slot):
                     self._arm(slot)
             case State.ARMED:
-                assert slot.fault is not None
-                if slot.fault.kind is Kind.ZOMBIE and slot.child.stopped():
-                    slot.state, slot.since = State.STOPPED, now
-                    self.feed()
-                    slot.before = self.positions()
-                    slot.refusals = self._refusals(slot)
-                    self._strike(slot.fault)
-                elif slot.fault.kind in (Kind.RANDOM, Kind.LEAVE):
-                    moved = slot.child.hit(Step.COMMIT_AFTER) > slot.commits
-                    if now - slot.since > slot.fault.after * 0.8 and (moved or now - slot.since > 3):
-                        self._from_outside(slot)
-                elif now - slot.since > FAULT_TIMEOUT_S:
-                    self._disarm(slot.child)
-                    slot.child.kill()
+                self._wait_for_strike(slot, now)
             case State.STOPPED:
-                # Resumed only when its partitions have been committed further by someone else.
-                if now - slot.since > self.session_s and now - slot.asked > 0.4:
-                    slot.asked = now
-                    slot.succeeded = self.passed(slot.before)
-                    if slot.succeeded or now - slot.since > ZOMBIE_WAIT_S:
-                        slot.child.signal(signal.SIGCONT)
-                        slot.state, slot.since = State.RESUMED, now
+                slot.succeeded = self._superseded(slot, now)
+                if slot.succeeded or now - slot.since > ZOMBIE_WAIT_S:
+                    slot.child.signal(signal.SIGCONT)
+                    slot.state, slot.since = State.RESUMED, now
             case State.RESUMED:
-                refused = self._refusals(slot) - slot.refusals
-                if refused > 0 or now - slot.since > REFUSAL_WAIT_S:
-                    self.zombies += slot.succeeded
-                    self.refused += min(refused, 1)
-                    slot.child.kill()
-                    self._count(slot)
-                    self._fresh(slot, start=True)
+                self._wait_for_refusal(slot, now)
             case State.IDLE | State.AWAY:
                 pass
+
+    def _wait_for_strike(self, slot: Slot, now: float) -> None:
+        assert slot.fault is not None
+        if slot.fault.kind in (Kind.ZOMBIE, Kind.LATE) and slot.child.stopped():
+            slot.state, slot.since = State.STOPPED, now
+            self._remember(slot)
+            slot.refusals = self._refusals(slot)
+            slot.commits = slot.child.hit(Step.COMMIT_AFTER)
+            self._strike(slot.fault)
+        elif slot.fault.kind in (Kind.RANDOM, Kind.LEAVE):
+            moved = slot.child.hit(Step.COMMIT_AFTER) > slot.commits
+            if now - slot.since > slot.fault.after * 0.8 and (moved or now - slot.since > WARM_S):
+                self._from_outside(slot)
+        elif now - slot.since > FAULT_TIMEOUT_S:
+            self._disarm(slot.child)
+            slot.child.kill()
+
+    def _superseded(self, slot: Slot, now: float) -> bool:
+        """Whether the others have gone on in its place."""
+        assert slot.fault is not None
+        if slot.fault.kind is Kind.LATE:
+            return now - slot.since > self.session_s + 1.5
+        if now - slot.since < self.session_s or now - slot.asked < ASK_EVERY_S:
+            return False
+        slot.asked = now
+        if slot.fault.step in SINK_STEPS:
+            # A sink's partitions are all claimed before one of them is written by the one who claimed.
+            if slot.batches < 0 and self.others(slot, Step.CLAIM_AFTER) > slot.claims:
+                slot.batches = self.others(slot, Step.SINK_AFTER)
+            if slot.batches < 0 or self.others(slot, Step.SINK_AFTER) < slot.batches + BATCHES:
+                return False
+        return self.passed(slot.before)[0]
+
+    def _remember(self, slot: Slot) -> None:
+        slot.before, slot.claims = self.positions(), self.others(slot, Step.CLAIM_AFTER)
+
+    def _wait_for_refusal(self, slot: Slot, now: float) -> None:
+        assert slot.fault is not None
+        refused = self._refusals(slot) > slot.refusals
+        if slot.fault.kind is Kind.LATE:
+            if now - slot.since < LATE_S:
+                return
+        elif not refused and now - slot.since < REFUSAL_WAIT_S:
+            return
+        else:
+            self.zombies += slot.succeeded
+            self.refused += refused and slot.succeeded
+        slot.child.kill()
+        self._count(slot, "" if refused else ", not refused")
+        self._fresh(slot, start=True)
 
     def _refusals(self, slot: Slot) -> int:
         hits = slot.child.hits()
@@ -213,10 +255,13 @@ class Storm:
         slot.state, slot.since = State.ARMED, time.monotonic()
         slot.commits = slot.child.hit(Step.COMMIT_AFTER)
         if slot.fault.step is not None:
-            what = signal.SIGSTOP if slot.fault.kind is Kind.ZOMBIE else signal.SIGKILL
+            what = signal.SIGSTOP if slot.fault.kind in (Kind.ZOMBIE, Kind.LATE) else signal.SIGKILL
             arm(slot.child.armed, slot.fault.step, what)
-            if slot.fault.step in SINK_STEPS or slot.child.hit(Step.COMMIT_AFTER) == slot.commits:
-                self.feed()
+            if slot.fault.step is Step.CLAIM_AFTER:
+                # A claim is made once in a life: it is met by the next incarnation.
+                slot.child.kill()
+                self._count(slot, fault=False)
+                slot.child.start()
 
     def _disarm(self, child: Child) -> None:
         for step in STEPS:
@@ -238,9 +283,8 @@ class Storm:
             self.failures.append(f"{slot.child.name} ended by itself with exit code {code}:\n{slot.child.tail()}")
             if len(self.failures) > FAILURES_MAX:
                 raise ProofError("workers end by themselves:\n" + "\n".join(self.failures))
-            queued = slot.fault
             slot.child.start()
-            slot.state = State.RUNNING if queued else State.IDLE
+            slot.state = State.RUNNING if slot.fault else State.IDLE
             slot.since = time.monotonic()
             return
         fault = slot.fault
@@ -250,14 +294,44 @@ class Storm:
         self._disarm(slot.child)
         if fault is not None and fault.kind is Kind.HANDOVER:
             slot.state, slot.since = State.AWAY, time.monotonic()
+            self._remember(slot)
             return
         self._fresh(slot, start=True)
 
-    def _count(self, slot: Slot) -> None:
+    def _hand_over(self, slot: Slot, now: float) -> None:
+        """Its partitions go to another, which commits, is killed and has lost its local state; what it comes back
+        with is what the changelogs say while the first one's transaction may still be open (P1)."""
+        if slot.heir is not None:
+            moved = slot.heir.child.hit(Step.COMMIT_AFTER) - slot.heir.commits
+            if moved >= 4 or now - slot.since > 2 * WARM_S:
+                self._fresh(slot, start=True)
+            return
+        if now - slot.since < self.session_s or now - slot.asked < ASK_EVERY_S:
+            return
+        slot.asked = now
+        # What waits for the first one's transaction does not go on; 4 s leave time within its timeout.
+        if not self.passed(slot.before)[1] and now - slot.since < self.session_s + WARM_S:
+            return
+        heir = next((s for s in self.slots if s is not slot and s.child.alive()), None)
+        if heir is None:
+            return
+        heir.child.kill()
+        self._count(heir, fault=False)
+        self._disarm(heir.child)
+        for stores in heir.child.state.glob("slot-*/stores"):
+            shutil.rmtree(stores)
+        heir.child.start()
+        heir.commits, heir.since = heir.child.hit(Step.COMMIT_AFTER), now
+        heir.state = State.RUNNING if heir.fault else State.IDLE
+        slot.heir, slot.since = heir, now
+
+    def _count(self, slot: Slot, more: str = "", *, fault: bool = True) -> None:
         self.kills_worker += 1
         self._moved()
-        self.say(f"{slot.child.name}: {slot.fault.kind.value if slot.fault else 'killed'}"
-                 + (f" ({slot.fault.step.value})" if slot.fault and slot.fault.step else ""))  # fmt: skip
+        self.say(
+            f"{time.monotonic() - self._began:6.1f} s  {slot.child.name}: "
+            f"{slot.fault if fault and slot.fault else 'killed'}{more}"
+        )
 
     def _strike(self, fault: Fault) -> None:
         if fault.step is not None:
@@ -268,8 +342,6 @@ class Storm:
         if progress > self._progress_at_kill:
             self.moved_kills += 1
         self._progress_at_kill = progress
-        self._last_strike = time.monotonic()
-        self.feed()
 
     # --- the broker ---
 
@@ -281,20 +353,22 @@ class Storm:
         if code is not None:
             if code != -signal.SIGKILL:
                 raise ProofError(f"the broker ended by itself with exit code {code}:\n{self.broker.tail()}")
-            if self._broker_armed is not None:
-                self._strike(self._broker_armed)
-            self._broker_armed = None
+            fault, self._broker_armed = self._broker_armed, None
+            if fault is not None:
+                self._strike(fault)
             self.kills_broker += 1
             self._moved()
-            self.say("broker: killed")
+            self.say(f"{now - self._began:6.1f} s  broker: {fault or 'killed'}")
             self._disarm(self.broker)
-            self._start_broker(None)
+            self._start_broker()
             return
         if self._broker_armed is None and self.broker_queue:
-            # Spread over the storm: one of the broker's for each of the workers' that are left.
+            # Spread over the storm: one of the broker's for each few of the workers' that are left. Not while somebody
+            # is stopped: a connection lost meanwhile would turn its refusal into an unknown.
             left = sum(len(slot.queue) for slot in self.slots)
             pause = 0.5 if left < 2 * len(self.broker_queue) else 1.5
-            if now - self._broker_since > pause:
+            quiet = all(slot.state in (State.RUNNING, State.ARMED, State.IDLE) for slot in self.slots)
+            if now - self._broker_since > pause and quiet:
                 self._broker_armed = self.broker_queue.popleft()
                 self._broker_since = now
                 if self._broker_armed.step is None:
@@ -304,11 +378,11 @@ class Storm:
         elif self._broker_armed is not None and now - self._broker_since > FAULT_TIMEOUT_S:
             self.broker.kill()
 
-    def _start_broker(self, armed: None) -> None:
+    def _start_broker(self) -> None:
         assert self.broker is not None
         tries = 0
         while True:
-            self.broker.start(armed)
+            self.broker.start()
             if self.broker.wait_ready():
                 break
             tries += 1

@@ -23,6 +23,7 @@ from semel.verify.workload import Given
 PARTITIONS = 4
 SETTLE_S = 90.0
 ASK_EVERY_S = 0.3
+RECORDS_PER_S = 250
 
 
 class World:
@@ -40,7 +41,7 @@ class World:
         self.slice = 1
         self.history: dict[str, list[int]] = {}
         self._writers: dict[str, Callable[..., None]] = {}
-        self._asked = 0.0
+        self._asked = self._fed_at = 0.0
         self._watcher: Consumer | None = None
 
     # --- input ---
@@ -63,21 +64,31 @@ class World:
         self.waiting.extend(self._input)
         self.slice = max(1, len(self.waiting) // max(1, slices))
 
-    def feed(self) -> None:
+    def feed(self, count: int | None = None) -> None:
         """The next slice of input. When all of it has been let through it begins again: the storm goes on until it
         has had its kills, and a kill while nothing moves proves nothing."""
         if not self.waiting:
             self.waiting.extend(self._input)
             self.rounds += 1
-        for _ in range(min(self.slice, len(self.waiting))):
+        for _ in range(min(count or self.slice, len(self.waiting))):
             name, one = self.waiting.popleft()
             self._writers[name](-1, one.key, one.value, one.timestamp, None)
             self.fed += 1
 
-    def finish(self) -> None:
-        """Lets the rest of the input through, if the storm did not need all of it."""
-        while self.waiting:
-            self.feed()
+    def trickle(self) -> None:
+        """Lets through what is due at RECORDS_PER_S: input moves all the time, whoever is down."""
+        now = time.monotonic()
+        due = int((now - self._fed_at) * RECORDS_PER_S) if self._fed_at else 1
+        if due > 0:
+            self.feed(min(due, RECORDS_PER_S))
+            self._fed_at = now
+
+    def finish(self, *, everything: bool) -> None:
+        """Lets the rest of the input through, if the storm did not need all of it; of what was only made up, a bit."""
+        if everything and self.rounds == 1:
+            self.feed(len(self.waiting))
+        else:
+            self.feed(RECORDS_PER_S)
 
     # --- watching ---
 
@@ -114,15 +125,19 @@ class World:
             return {}  # the broker is down for a moment
         return {TopicPartition(a.topic, a.partition): max(a.offset, 0) for a in answers if a.error is None}
 
-    def passed(self, before: Mapping[TopicPartition, int]) -> bool:
-        """Whether every partition that had input waiting behind `before` was committed further since: whoever owned
-        any of them then has a successor that has committed."""
+    def passed(self, before: Mapping[TopicPartition, int]) -> tuple[bool, bool]:
+        """Whether of one topic, or of all, every partition with input behind `before` was committed further since:
+        each worker has some of each topic, so whoever owned any of them then has a successor that has committed."""
         now = self.positions()
         if not before or not now:
-            return False
+            return False, False
         ends = self.log.ends(list(before))
-        waiting = [at for at, position in before.items() if ends[at] > position + 1]
-        return bool(waiting) and all(now.get(at, 0) > before[at] for at in waiting)
+        waiting: dict[str, list[bool]] = {}
+        for at, position in before.items():
+            if ends[at] > position + 1:
+                waiting.setdefault(at.topic, []).append(now.get(at, 0) > position)
+        went = [all(topic) for topic in waiting.values()]
+        return any(went), bool(went) and all(went)
 
     def settled(self, give_up_s: float = SETTLE_S, alive: Callable[[], None] = lambda: None) -> bool:
         """Waits until everything fed is processed and delivered; False when it is not within the time."""

@@ -185,6 +185,7 @@ class Delivery:
             if isinstance(claim, NotDone):
                 return self._later(lane, claim.reason)
             origin.validate(self._log, lane.at, claim.position, claim.run, self._runs, self._sink.where)
+            self._steps.reached(Step.CLAIM_AFTER)
         else:
             claim = self._group_claim(lane.at, delivery, here)
         lane.claim, lane.mark = claim, claim.run
@@ -259,6 +260,7 @@ class Delivery:
         return 0
 
     def _written(self, lane: _Lane, claim: Claim, rows: Sequence[Row]) -> Outcome:
+        self._steps.reached(Step.BATCH_BEFORE)
         place = {lane.at: Position(lane.next, lane.mark)}
         if self._at_most_once and not self._remembers:
             moved = self._log.commit_offsets(place)

@@ -1,12 +1,12 @@
 """Which process dies where: a schedule of faults, from a seed. Pure: the dice are an argument.
 
-Each process has its own queue; its next incarnation is started with the next fault of its queue armed
-(`SEMEL_KILL`, `SEMEL_STOP`) or is killed from outside. Queues run side by side, so a zombie overlaps the kills of
+Each worker slot and the broker has a queue of its own; queues run side by side, so a zombie overlaps the kills of
 others. Every step that applies is in the schedule at least once when there are enough crashes; the rest is chance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -29,6 +29,8 @@ BROKER_STEPS = (
     Step.SYNC_AFTER,
 )
 SINK_STEPS = (
+    Step.CLAIM_AFTER,
+    Step.BATCH_BEFORE,
     Step.ROWS_BEFORE,
     Step.ROWS_AFTER,
     Step.POSITION_BEFORE,
@@ -39,27 +41,46 @@ SINK_STEPS = (
 # Inside the sink's own transaction. SQLite has no server that could end a stopped owner's transaction (FAULTS S14).
 INSIDE_SINK = (Step.ROWS_BEFORE, Step.ROWS_AFTER, Step.POSITION_BEFORE, Step.POSITION_AFTER, Step.SINK_BEFORE)
 
+# Where a zombie stands so that it is bound to try a write when it goes on, before anybody can tell it that it was
+# superseded: a batch read and not written; in the middle of a commit. (Elsewhere it polls first, hears that its
+# partitions are gone, and tries nothing.) Once offsets are sent its successor waits for the transaction timeout.
+QUICK_STOPS = (Step.BATCH_BEFORE, Step.OFFSETS_BEFORE, Step.OUTPUT_AFTER)
+SLOW_STOPS = (Step.COMMIT_BEFORE, Step.OFFSETS_AFTER)
+
 
 class Kind(StrEnum):
     STEP = "killed at a step"
     RANDOM = "killed at random"
     ZOMBIE = "stopped, resumed after its successor's commit"
-    HANDOVER = "killed in a transaction; its successor killed too, within the transaction timeout"
+    LATE = "stopped beyond its session, resumed while its successor waits for its transaction"
+    HANDOVER = "killed in a transaction; its successor killed too, its state lost, within the transaction timeout"
     LEAVE = "asked to leave"
+
+
+KINDS = {
+    "kill": Kind.STEP,
+    "zombie": Kind.ZOMBIE,
+    "late": Kind.LATE,
+    "handover": Kind.HANDOVER,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`nth`: the how-many-th time the step is reached. `after`: for random kills, the share of the slice of input
-    that is let through first."""
+    """`nth`: how many commits are let through first. `after`: for random kills, seconds in the same sense."""
 
     kind: Kind
     step: Step | None = None
     nth: int = 1
     after: float = 0.0
 
+    @property
+    def kills(self) -> int:
+        """A zombie ends with a kill, a hand-over takes two."""
+        return 0 if self.kind is Kind.LEAVE else 1 + (self.kind is Kind.HANDOVER)
+
     def __str__(self) -> str:
-        return f"{self.kind.value}" + (f" {self.step.value}:{self.nth}" if self.step else "")
+        return f"{self.kind.value}" + (f" ({self.step.value})" if self.step else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +90,27 @@ class Schedule:
 
     @property
     def kills(self) -> int:
-        """How many kills this schedule asks for; a zombie ends with one, a hand-over takes two."""
-        queues = [*self.workers, self.broker]
-        return sum(1 + (f.kind is Kind.HANDOVER) for queue in queues for f in queue if f.kind is not Kind.LEAVE)
+        """How many kills this schedule asks for."""
+        return sum(fault.kills for queue in [*self.workers, self.broker] for fault in queue)
+
+    @property
+    def zombies(self) -> int:
+        return sum(fault.kind is Kind.ZOMBIE for queue in self.workers for fault in queue)
 
     @property
     def steps(self) -> frozenset[Step]:
         return frozenset(f.step for queue in [*self.workers, self.broker] for f in queue if f.step is not None)
+
+
+def directed_fault(text: str) -> Fault:
+    """`step` or `step:kind`, kind one of kill (the default), zombie, late, handover; or `leave`. ValueError when it
+    is neither."""
+    if text == "leave":
+        return Fault(Kind.LEAVE)
+    step, _, kind = text.partition(":")
+    if kind and kind not in KINDS:
+        raise ValueError(f"{text}: {kind!r} is none of {', '.join(KINDS)}")
+    return Fault(KINDS[kind or "kill"], Step(step))
 
 
 def schedule(
@@ -86,48 +121,41 @@ def schedule(
     broker: bool = True,
     sinks: bool = True,
     file_sinks: bool = False,
-    directed: tuple[Step, ...] = (),
+    directed: Sequence[Fault] = (),
 ) -> Schedule:
     """`crashes` kills over the workers and the broker, zombies and hand-overs among them.
 
     `broker`: whether the broker is ours to kill. `sinks`: whether the app writes to an external sink. `file_sinks`:
-    one of them is a file that a stopped owner locks for ever. `directed`: only these steps (to show a known bug).
+    one of them is a file that a stopped owner locks for ever. `directed`: only these, again and again (to show a
+    known bug).
     """
     if directed:
-        kinds = [Fault(Kind.ZOMBIE, s, dice.randint(1, 3)) if i % 3 == 2 else Fault(Kind.STEP, s, dice.randint(1, 3))
-                 for i, s in enumerate(directed * (crashes // len(directed) + 1))][:crashes]  # fmt: skip
-        return _dealt(
-            [f for f in kinds if f.step not in BROKER_STEPS], [f for f in kinds if f.step in BROKER_STEPS], workers
-        )
+        return _directed(dice, crashes, workers, directed)
     broker_crashes = max(2, crashes // 6) if broker and crashes >= 4 else 0
-    broker_faults = [Fault(Kind.STEP, step, _nth(dice, step)) for step in BROKER_STEPS]
+    broker_faults = [_at(dice, step) for step in BROKER_STEPS]
     dice.shuffle(broker_faults)
     broker_faults = broker_faults[:broker_crashes]
     while len(broker_faults) < broker_crashes:
         step = dice.choice((None, *BROKER_STEPS))
-        broker_faults.append(
-            Fault(Kind.STEP, step, _nth(dice, step)) if step else Fault(Kind.RANDOM, after=dice.random())
-        )
+        broker_faults.append(_at(dice, step) if step else Fault(Kind.RANDOM, after=dice.random()))
     steps = WORKER_STEPS + (SINK_STEPS if sinks else ())
     left = crashes - broker_crashes
-    zombies = min(max(1, left // 10), left // 3)
+    zombies = min(max(1, -(-crashes // 10)), left // 3)
     handovers = 1 if left >= 8 else 0
-    stops = [s for s in steps if not (file_sinks and s in INSIDE_SINK)]
-    # The first zombies stand where a stopped owner is most dangerous: offsets sent, and just before the sink's commit.
-    dangerous = [s for s in (Step.COMMIT_BEFORE, Step.SINK_BEFORE, Step.ROWS_BEFORE, Step.OUTPUT_AFTER) if s in stops]
-    faults = [Fault(Kind.ZOMBIE, dangerous[i] if i < len(dangerous) else dice.choice(stops), dice.randint(1, 3))
+    late = 1 if left >= 16 else 0
+    quick = [s for s in QUICK_STOPS if s in steps] + [s for s in INSIDE_SINK if s in steps and not file_sinks]
+    places = [dice.choice(SLOW_STOPS), *quick] if crashes >= 20 else quick
+    faults = [Fault(Kind.ZOMBIE, places[i] if i < len(places) else dice.choice(quick), dice.randint(1, 3))
               for i in range(zombies)]  # fmt: skip
-    faults += [Fault(Kind.HANDOVER, Step.OFFSETS_AFTER, dice.randint(1, 3)) for _ in range(handovers)]
-    left -= zombies + 2 * handovers
-    named = [Fault(Kind.STEP, step, _nth(dice, step)) for step in steps]
+    inside = (Step.OUTPUT_AFTER, Step.OFFSETS_BEFORE, Step.OFFSETS_AFTER)
+    faults += [Fault(Kind.HANDOVER, dice.choice(inside), dice.randint(1, 3)) for _ in range(handovers)]
+    faults += [Fault(Kind.LATE, Step.COMMIT_BEFORE, dice.randint(1, 3)) for _ in range(late)]
+    left -= zombies + 2 * handovers + late
+    named = [_at(dice, step) for step in steps]
     dice.shuffle(named)
     named = named[:left]
     while len(named) < left:
-        if dice.random() < 0.3:
-            named.append(Fault(Kind.RANDOM, after=dice.random()))
-        else:
-            step = dice.choice(steps)
-            named.append(Fault(Kind.STEP, step, _nth(dice, step)))
+        named.append(Fault(Kind.RANDOM, after=dice.random()) if dice.random() < 0.3 else _at(dice, dice.choice(steps)))
     faults += named
     if left >= 8:
         faults.append(Fault(Kind.LEAVE, after=dice.random()))
@@ -135,10 +163,25 @@ def schedule(
     return _dealt(faults, broker_faults, workers)
 
 
+def _directed(dice: Random, crashes: int, workers: int, directed: Sequence[Fault]) -> Schedule:
+    faults: list[Fault] = []
+    while sum(fault.kills for fault in faults) < crashes:
+        one = directed[len(faults) % len(directed)]
+        faults.append(Fault(one.kind, one.step, dice.randint(1, 3), dice.random()))
+        if len(faults) > 10 * crashes:
+            break  # only LEAVE
+    # What takes the whole group to happen is given to one slot: two at once would leave nobody to take over.
+    whole = (Kind.ZOMBIE, Kind.LATE, Kind.HANDOVER)
+    alone = [f for f in faults if f.kind in whole]
+    others = [f for f in faults if f.kind not in whole and f.step not in BROKER_STEPS]
+    queues = [list(queue) for queue in _dealt(others, [], workers).workers]
+    queues[0] += alone
+    return Schedule(tuple(map(tuple, queues)), tuple(f for f in faults if f.step in BROKER_STEPS))
+
+
 def _dealt(faults: list[Fault], broker: list[Fault], workers: int) -> Schedule:
     return Schedule(tuple(tuple(faults[slot::workers]) for slot in range(workers)), tuple(broker))
 
 
-def _nth(dice: Random, step: Step) -> int:
-    # The journal is synced for every group of requests, the other steps are reached once per transaction or batch.
-    return dice.randint(1, 40) if step in (Step.SYNC_BEFORE, Step.SYNC_AFTER) else dice.randint(1, 4)
+def _at(dice: Random, step: Step) -> Fault:
+    return Fault(Kind.STEP, step, dice.randint(1, 4))
