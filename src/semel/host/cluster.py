@@ -16,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import confluent_kafka
@@ -26,16 +28,18 @@ from confluent_kafka import TopicPartition as At
 from semel.errors import UsageError
 from semel.host.kafka_admin import ASK_TIMEOUT_S, PASSING, Admin
 from semel.host.kafka_client import (
-    LOST_AFTER_S,
     Address,
     KafkaError,
     KafkaException,
+    Stuck,
+    Watchdog,
     address,
     base_settings,
     bury,
     error_of,
     is_fenced,
     made,
+    patient,
 )
 from semel.host.kafka_columns import columns, empty, ends_of, split
 from semel.host.kafka_producer import PlainWriter, TransactionalWriter
@@ -60,6 +64,7 @@ from semel.ports import (
 BATCH_RECORDS_MAX = 4_000
 PROBE_TIMEOUT_S = 5.0
 WAIT_STEP_S = 0.1
+VERIFICATION = "transaction.partition.verification.enable"
 SESSION_TIMEOUT_MS = 10_000
 # A reader behind an undecided transaction waits for it at most this long: three transaction timeouts of ours.
 STABLE_WAIT_S = 30.0
@@ -126,8 +131,9 @@ class ClusterLog:
         steps: Steps | None = None,
         session_timeout_ms: int = SESSION_TIMEOUT_MS,
         isolation: str = "read_committed",
+        patience_s: Callable[[], float] = patient,
     ) -> None:
-        self._at = address(url)
+        self._at = replace(address(url), patience_s=patience_s)
         self.name = self._at.url
         self._group, self._member = group, member
         self._session_timeout_ms = session_timeout_ms
@@ -148,6 +154,7 @@ class ClusterLog:
             None if transactional_id is None else TransactionalWriter(self._at, transactional_id, steps or NoSteps())
         )
         self._plain = PlainWriter(self._at)
+        self._watchdog = Watchdog(self._at)
 
     # --- topics and their ends ---
 
@@ -213,7 +220,7 @@ class ClusterLog:
             reader.consumer.assign([At(at.topic, at.partition, start)])
             position = start
             while position < target:
-                messages, events = split(_consumed(reader.consumer, WAIT_STEP_S))
+                messages, events = split(self._consumed(reader.consumer, WAIT_STEP_S))
                 self._judge(events, reader.health, reader.consumer)
                 yielded = False
                 for records in columns(messages):
@@ -232,6 +239,11 @@ class ClusterLog:
 
     def join(self, topics: Sequence[str], listener: Listener) -> None:
         if self._transactions is not None:
+            if self._admin.broker_setting(VERIFICATION) == "false":
+                raise LogLost(
+                    f"{self.name}: the brokers have {VERIFICATION}=false: a write that arrives late can hang in the "
+                    "log and hide what comes after it. Set it to true (its default); exactly-once rests on it."
+                )
             # Before the first position is read: whatever this identity left open is decided now.
             self._transactions.open()
         if self._member is not None:
@@ -298,7 +310,7 @@ class ClusterLog:
     def poll(self, timeout_s: float) -> list[Records]:
         consumer = self._consumer
         self._moved = False
-        messages, events = split(_consumed(consumer, timeout_s))
+        messages, events = split(self._consumed(consumer, timeout_s))
         if self._raised is not None:
             raised, self._raised = self._raised, None
             raise raised
@@ -328,6 +340,21 @@ class ClusterLog:
         if found:
             self._health.down_since = None
         return found
+
+    def _consumed(self, consumer: Consumer, timeout_s: float) -> list[Message]:
+        """What is there at once; when nothing is, the first thing within `timeout_s` and what came with it
+        (`consume(n, timeout)` waits for n records or the whole timeout)."""
+        try:
+            messages = consumer.consume(BATCH_RECORDS_MAX, 0)
+            if not messages and timeout_s > 0:
+                messages = consumer.consume(1, timeout_s)
+                if messages:
+                    messages += consumer.consume(BATCH_RECORDS_MAX - 1, 0)
+        except (KafkaException, SystemError) as failed:
+            if self._raised is not None:
+                raise self._raised from None
+            raise LogLost(f"{self.name}: reading failed: {error_of(failed).str()}") from failed
+        return messages
 
     def _judge(self, events: Sequence[Message], health: _Health, consumer: Consumer) -> None:
         """Raises for what does not pass by itself, or has not passed in bounded time."""
@@ -363,7 +390,7 @@ class ClusterLog:
                 f"{self.name}: {self._member or self._group}: {health.fatal.str()}. "
                 "Another process runs under the same identity: is this state folder a copy of one that is in use?"
             )
-        if health.down_since is not None and time.monotonic() - health.down_since > LOST_AFTER_S:
+        if health.down_since is not None and time.monotonic() - health.down_since > self._at.patience_s():
             try:
                 consumer.list_topics(timeout=PROBE_TIMEOUT_S)
             except KafkaException as failed:
@@ -427,8 +454,12 @@ class ClusterLog:
         if self._listener is not None and self._membership is None:
             return Fenced(f"{self._member or self._group} is no member of its group any more")
         offsets = [At(at.topic, at.partition, position.offset, position.metadata) for at, position in positions.items()]
+        commit = partial(self._consumer.commit, offsets=offsets, asynchronous=False)
         try:
-            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+            # Has no timeout of its own: while no coordinator answers it would wait with us.
+            answers: list[At] | None = self._watchdog.call(commit, self._at.patience_s())
+        except Stuck as stuck:
+            return Unknown(f"the offsets were not answered: {stuck}")
         except KafkaException as failed:
             return _outcome(error_of(failed))
         for answer in answers or ():
@@ -442,6 +473,7 @@ class ClusterLog:
         if self._transactions is not None:
             self._transactions.close()
         self._plain.close()
+        self._watchdog.close()
         for reader in self._idle:
             bury(reader.consumer)
         self._idle.clear()
@@ -454,17 +486,6 @@ class ClusterLog:
             with contextlib.suppress(KafkaException, SystemError, RuntimeError):
                 self._consumer_made.close()
             self._consumer_made = None
-
-
-def _consumed(consumer: Consumer, timeout_s: float) -> list[Message]:
-    """What is there at once; when nothing is, the first thing within `timeout_s` and what came with it
-    (`consume(n, timeout)` waits for n records or the whole timeout)."""
-    messages = consumer.consume(BATCH_RECORDS_MAX, 0)
-    if not messages and timeout_s > 0:
-        messages = consumer.consume(1, timeout_s)
-        if messages:
-            messages += consumer.consume(BATCH_RECORDS_MAX - 1, 0)
-    return messages
 
 
 def _plain(partitions: Sequence[TopicPartition] | set[TopicPartition]) -> list[At]:

@@ -16,7 +16,7 @@ import confluent_kafka
 import confluent_kafka.admin
 from confluent_kafka import TopicPartition as At
 
-from semel.host.kafka_client import LOST_AFTER_S, Address, KafkaError, KafkaException, base_settings, error_of, made
+from semel.host.kafka_client import Address, KafkaError, KafkaException, base_settings, error_of, made
 from semel.ports import LogLost, NewTopic, TopicInfo, TopicPartition
 
 R = TypeVar("R")
@@ -55,18 +55,19 @@ class Admin:
             self._made = made(_kafka.AdminClient, settings, self._at)
         return self._made
 
-    def ask(self, what: str, call: Callable[[float], R], patience_s: float = LOST_AFTER_S) -> R:
+    def ask(self, what: str, call: Callable[[float], R], patience_s: float | None = None) -> R:
         """Repeats a read-only question until it is answered, in bounded time."""
-        deadline = time.monotonic() + patience_s
+        began = time.monotonic()
         while True:
+            patience = min(self._at.patience_s(), patience_s or self._at.patience_s())
             try:
-                return call(min(ASK_TIMEOUT_S, patience_s))
+                return call(min(ASK_TIMEOUT_S, patience))
             except (KafkaException, FutureTimeout) as failed:
                 error = error_of(failed)
                 passing = isinstance(failed, FutureTimeout) or error.code() in PASSING or error.retriable()
                 if not passing:
                     raise LogLost(f"{self._at.url}: {what}: {error.str()}") from failed
-                if time.monotonic() >= deadline:
+                if time.monotonic() - began >= patience:
                     if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
                         raise LogLost(f"{self._at.url}: {what}: there is no such topic") from failed
                     reason = "no answer" if isinstance(failed, FutureTimeout) else error.str()
@@ -162,6 +163,17 @@ class Admin:
 
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return self._listed(partitions, _kafka.OffsetSpec.earliest(), "starts")
+
+    def broker_setting(self, name: str) -> str | None:
+        """A setting as the brokers have it; None where it is not known, or not for us to know."""
+        brokers = self.ask("list brokers", lambda s: self._client.list_topics(timeout=s)).brokers
+        resource = _kafka.ConfigResource(_kafka.ResourceType.BROKER, str(min(brokers)))
+        try:
+            asked = self._client.describe_configs([resource], request_timeout=ASK_TIMEOUT_S)[resource]
+            entry = asked.result(ASK_TIMEOUT_S).get(name)
+        except (KafkaException, FutureTimeout):
+            return None
+        return None if entry is None else entry.value
 
     def close(self) -> None:
         self._made = None

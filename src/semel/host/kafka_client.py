@@ -33,6 +33,11 @@ R = TypeVar("R")
 # How long one log may be silent before we give up: longer than a broker's restart, shorter than a person's patience.
 LOST_AFTER_S = 30.0
 
+
+def patient() -> float:
+    return LOST_AFTER_S
+
+
 # Guarantees rest on these: the URL may not change them.
 OWNED = frozenset(
     {
@@ -63,6 +68,8 @@ class Address:
     url: str  # kafka://host:port, without settings: safe to print
     servers: str
     settings: Mapping[str, str]
+    # Seconds to wait for a silent log, asked each time: somebody who leaves waits less.
+    patience_s: Callable[[], float] = patient
 
     @property
     def lost(self) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import confluent_kafka
 
 from semel.host.kafka_client import (
-    LOST_AFTER_S,
     Address,
     KafkaException,
     Lines,
@@ -107,7 +106,8 @@ class Producing:
     ) -> None:
         """The queue is full: wait for the broker to take some, in bounded time."""
         assert self._producer is not None
-        deadline = time.monotonic() + LOST_AFTER_S
+        patience_s = self._at.patience_s()
+        deadline = time.monotonic() + patience_s
         while True:
             self._producer.poll(FULL_WAIT_S)
             try:
@@ -116,7 +116,7 @@ class Producing:
             except BufferError:
                 if time.monotonic() > deadline:
                     raise LogLost(
-                        f"{self._at.lost} Its queue of unsent records stayed full for {LOST_AFTER_S:.0f} s."
+                        f"{self._at.lost} Its queue of unsent records stayed full for {patience_s:.0f} s."
                     ) from None
             except (KafkaException, SystemError) as refused:
                 self._refused(refused)
@@ -137,7 +137,7 @@ class TransactionalWriter(Producing):
     def open(self) -> None:
         """A new Producer, initialised: whatever an earlier owner of the id left open has ended, and that owner is
         fenced. LogLost when no broker does this in bounded time."""
-        deadline = time.monotonic() + LOST_AFTER_S
+        deadline = time.monotonic() + self._at.patience_s()
         self.discard()
         while True:
             self._lines = Lines()
@@ -181,12 +181,16 @@ class TransactionalWriter(Producing):
     def begin(self) -> None:
         if self._producer is None:
             self.open()
-        assert self._producer is not None
-        self._producer.poll(0)
+        self._lost_a_connection()
         self._lines.failures.clear()  # no transaction was open: what failed until now cannot be late for one
         self.failure = None
         self.wrote = False
-        self._producer.begin_transaction()
+        assert self._producer is not None
+        try:
+            self._producer.begin_transaction()
+        except (KafkaException, SystemError):
+            self.open()  # an error that makes a Producer useless can come while nothing is asked of it
+            self._producer.begin_transaction()
 
     def _ended(self) -> None:
         """After a commit or abort that returned: any connection lost since `begin` may still carry a request of this
@@ -208,9 +212,11 @@ class TransactionalWriter(Producing):
             assert not self.wrote, "a transaction that wrote must carry offsets: without them the group fences nothing"
             self.abort()
             return Done()
+        commit_s = min(COMMIT_TIMEOUT_S, self._at.patience_s())
+        offsets_s = min(OFFSETS_TIMEOUT_S, self._at.patience_s())
         # Outputs first, and answered, so that a record which the log will never take is told as what it is.
         try:
-            unsent = self._watchdog.call(partial(producer.flush, COMMIT_TIMEOUT_S), COMMIT_TIMEOUT_S + SLACK_S)
+            unsent = self._watchdog.call(partial(producer.flush, commit_s), commit_s + SLACK_S)
         except Stuck as stuck:
             self.open()
             return NotDone(f"the outputs could not be written: {stuck}")
@@ -218,13 +224,12 @@ class TransactionalWriter(Producing):
             return self._not_done(self.failure, "a write was refused")
         if unsent:
             self.open()
-            return NotDone(f"{unsent} outputs were not acknowledged in {COMMIT_TIMEOUT_S:.0f} s")
+            return NotDone(f"{unsent} outputs were not acknowledged in {commit_s:.0f} s")
         self._steps.reached(Step.OFFSETS_BEFORE)
         offsets = _offsets(positions)
         try:
             self._watchdog.call(
-                partial(producer.send_offsets_to_transaction, offsets, membership, OFFSETS_TIMEOUT_S),
-                OFFSETS_TIMEOUT_S + SLACK_S,
+                partial(producer.send_offsets_to_transaction, offsets, membership, offsets_s), offsets_s + SLACK_S
             )
         except Stuck as stuck:
             self.open()
@@ -235,7 +240,7 @@ class TransactionalWriter(Producing):
             return self._not_done(error_of(failed), "the offsets were refused")
         self._steps.reached(Step.OFFSETS_AFTER)
         self._steps.reached(Step.COMMIT_BEFORE)
-        deadline, resumed = time.monotonic() + COMMIT_TIMEOUT_S, False
+        deadline, resumed = time.monotonic() + commit_s, False
         while True:
             left = max(0.5, deadline - time.monotonic())
             try:
@@ -274,7 +279,8 @@ class TransactionalWriter(Producing):
         if producer is None:
             return
         try:
-            self._watchdog.call(partial(producer.abort_transaction, COMMIT_TIMEOUT_S), COMMIT_TIMEOUT_S + SLACK_S)
+            abort_s = min(COMMIT_TIMEOUT_S, self._at.patience_s())
+            self._watchdog.call(partial(producer.abort_transaction, abort_s), abort_s + SLACK_S)
         except (KafkaException, SystemError, Stuck):
             self.open()  # which ends it
             return
@@ -299,7 +305,7 @@ class PlainWriter(Producing):
                     **base_settings(self._at),
                     **_WRITING,
                     "on_delivery": self._undelivered,
-                    "message.timeout.ms": int(LOST_AFTER_S * 1000),
+                    "message.timeout.ms": int(self._at.patience_s() * 1000),
                 },
                 self._at,
             )
@@ -311,7 +317,7 @@ class PlainWriter(Producing):
     def flush(self) -> None:
         if self._producer is None:
             return
-        deadline = time.monotonic() + LOST_AFTER_S + SLACK_S
+        deadline = time.monotonic() + self._at.patience_s() + SLACK_S
         while self._producer.flush(1.0):
             if time.monotonic() > deadline:
                 raise LogLost(f"{self._at.lost} {len(self._producer)} records were not acknowledged.")

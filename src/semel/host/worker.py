@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +27,10 @@ from semel.host.clock import clock
 from semel.host.identity import Slot, take_slot
 from semel.host.steps import steps_from
 from semel.host.supervisor import supervise
-from semel.ports import Log, LogLost, Steps, Stores
+from semel.ports import Log, LogLost, Position, Steps, Stores, TopicPartition
 from semel.sinks.delivery import Delivery
 from semel.streams import graph as g
+from semel.streams.layout import Delivered
 from semel.streams.worker import Worker
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 EMBEDDED, KAFKA = "embedded:", "kafka://"
 POLL_S = 0.1
+LEAVE_PATIENCE_S = 5.0  # with a silent log, by somebody who was asked to leave
 LEAVE_S = 20.0  # for a delivery to finish its batch
 QUIET_S = 3.0  # without a partition for so long, it says so
 
@@ -144,7 +146,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     graph = run.app.graph()
     steps = steps_from(os.environ)
     now_ms = clock()
-    source = stack.enter_context(_sessions(run, steps))
+    source = stack.enter_context(_sessions(run, steps, leaving))
     # After the log's own folder: state on an embedded log lies inside it.
     slot = take_slot(run.state_dir, run.name, run.slot)
     stack.callback(slot.lock.release)
@@ -160,6 +162,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
         prefix=run.prefix,
         trace=run.trace,
         notice=_say,
+        delivered=_delivered(run, slot, source),
     )
     worker.start(now_ms())
     deliveries = [
@@ -209,8 +212,21 @@ def _outboxes(graph: g.Graph) -> Iterator[tuple[str, g.Write]]:
 Source = Callable[[str, str, str | None], Log]  # group, static member id, transactional id
 
 
+def _delivered(run: Run, slot: Slot, source: Source) -> Delivered:
+    """How far a sink's delivery is, also one that the program no longer has: asked in the name of its group."""
+
+    def positions(sink: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Position | None]:
+        log = source(f"{run.name}.{sink}", f"{slot.identity}.{sink}", None)
+        try:
+            return log.committed(partitions)
+        finally:
+            log.close()
+
+    return positions
+
+
 @contextmanager
-def _sessions(run: Run, steps: Steps) -> Iterator[Source]:
+def _sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[Source]:
     """A function that opens sessions with the log."""
     if run.url.startswith(EMBEDDED):
         from semel.host.embedded import EmbeddedLog
@@ -228,6 +244,7 @@ def _sessions(run: Run, steps: Steps) -> Iterator[Source]:
         engine.close()
     else:
         from semel.host.cluster import SESSION_TIMEOUT_MS, open_cluster
+        from semel.host.kafka_client import LOST_AFTER_S
 
         timeout_ms = run.session_timeout_ms or SESSION_TIMEOUT_MS
         yield lambda group, member, transactional: open_cluster(
@@ -237,6 +254,7 @@ def _sessions(run: Run, steps: Steps) -> Iterator[Source]:
             transactional_id=transactional,
             steps=steps,
             session_timeout_ms=timeout_ms,
+            patience_s=lambda: LEAVE_PATIENCE_S if leaving.asked else LOST_AFTER_S,
         )
 
 
