@@ -385,6 +385,16 @@ def test_a_static_member_that_expired_enters_under_a_name_that_lasts(world: Worl
     assert zombie.heartbeat() == Error.REBALANCE_IN_PROGRESS
 
 
+def test_a_heartbeat_without_an_id_is_no_proof_of_another_process(world: World) -> None:
+    """Found by the demo, seed 5: after an outage longer than its session librdkafka has no member id and heartbeats all
+    the same; FENCED_INSTANCE_ID, Kafka's answer to it, ended the process. It has to join again, and can."""
+    member = Member(world, instance_id="i")
+    stable(member)
+    owner, member.id = member.id, ""
+    assert member.heartbeat() == member.commit("a", 1) == Error.UNKNOWN_MEMBER_ID
+    assert member.join() == 0 and member.id != owner
+
+
 # --- Offsets in transactions
 
 

@@ -182,7 +182,9 @@ class Membership:
         """Why this is not a member, NONE when it is."""
         if instance_id is not None:
             owner = self.static.get(instance_id)
-            if owner is None:
+            # No id is nobody's: librdkafka drops its own when it hears nothing for a session (this broker was away) and
+            # goes on heartbeating until it has joined again. Fenced, which is for good, is who has another's id.
+            if owner is None or not member_id:
                 return Error.UNKNOWN_MEMBER_ID
             if owner != member_id:
                 # Another process has taken this instance's place (KIP-345), and its name was durable before it knew.
