@@ -40,7 +40,7 @@ def filled(
     broker: BrokerProcess, admin: Any, topic: str, partitions: int = 1, count: int = 30, **settings: Any
 ) -> None:
     only(admin.create_topics([A.NewTopic(topic, partitions, -1)]))
-    producer = Producer({"bootstrap.servers": broker.address, "enable.idempotence": True, **QUIET, **more})
+    producer = Producer({"bootstrap.servers": broker.address, "enable.idempotence": True, **QUIET, **settings})
     for number in range(count):
         producer.produce(topic, f"v{number}" * 20, partition=number % partitions, headers={"h": b"x"})
     assert producer.flush(WAIT_S) == 0
