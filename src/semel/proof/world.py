@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException
@@ -24,6 +25,7 @@ PARTITIONS = 4
 SETTLE_S = 90.0
 ASK_EVERY_S = 0.3
 RECORDS_PER_S = 250
+READERS = 6
 
 
 class World:
@@ -196,7 +198,7 @@ class World:
 
     def committed(self) -> Committed:
         """Everything committed in every topic of the run, and the group's positions."""
-        return read_back(self.log, self.graph, self.prefix, self.group_sources())
+        return read_back(self.log, self.graph, self.prefix, self.group_sources(), READERS)
 
     # --- leaving ---
 
@@ -217,22 +219,24 @@ class World:
         self.log.close()
 
 
-def read_back(log: Log, graph: g.Graph, prefix: str, group_sources: Sequence[TopicPartition]) -> Committed:
+def read_back(
+    log: Log, graph: g.Graph, prefix: str, group_sources: Sequence[TopicPartition], at_once: int = 1
+) -> Committed:
     """What a read_committed reader sees in every topic of the run, and the group's positions."""
     found = Committed()
     wanted = {*graph.topics, *graph.internal, g.internal_name(graph.app, "", g.InternalKind.ORDER)}
     topics = log.topics()
-    for name in sorted(wanted):
-        info = topics.get(prefix + name)
-        if info is None:
-            continue
-        partitions = [TopicPartition(info.name, p) for p in range(info.partitions)]
-        ends = log.ends(partitions)
-        for at in partitions:
-            plain = TopicPartition(name, at.partition)
-            rows = found.records.setdefault(plain, [])
-            for records in log.read(at, 0, ends[at]):
-                rows += _rows(records)
+    infos = [topics[prefix + name] for name in sorted(wanted) if prefix + name in topics]
+    partitions = [TopicPartition(info.name, p) for info in infos for p in range(info.partitions)]
+    ends = log.ends(partitions)
+
+    def read(at: TopicPartition) -> list[Row]:
+        return [row for records in log.read(at, 0, ends[at]) for row in _rows(records)]
+
+    with ThreadPoolExecutor(at_once) as pool:  # most of reading a small partition is waiting
+        for at, rows in zip(partitions, pool.map(read, partitions), strict=True):
+            plain = TopicPartition(at.topic.removeprefix(prefix), at.partition)
+            found.records[plain] = rows
             # Behind the last record only markers and aborted records can lie.
             found.ends[plain] = rows[-1].offset + 1 if rows else 0
     for at, position in log.committed(group_sources).items():
