@@ -44,6 +44,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "proof": (ANY - {"cli"}, {"msgspec", "confluent_kafka", "psycopg", "psutil"}),
     "cli": (ANY, {"typer", "click", "rich", "msgspec", "confluent_kafka", "psycopg"}),
     "__init__": (CORE | {"app"}, set()),
+    "__main__": ({"cli"}, set()),
 }
 # What single files may import beyond their room: a system's sink its client, the app its host (inside `run` only).
 GUESTS: dict[str, set[str]] = {"sinks/postgres_connection.py": {"psycopg"}, "app.py": {"semel.host"}}
