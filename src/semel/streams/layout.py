@@ -15,9 +15,17 @@ from semel.ports import Log, NewTopic, Position, TopicInfo, TopicPartition
 from semel.streams import graph as g
 from semel.streams.topic import NAME_LENGTH_MAX
 
+# Where the group stands while a reset is under way: no log reaches it, so no worker starts from it.
+UNFINISHED = Position(2**62, "a reset has not finished")
+
 
 class LayoutError(SemelError):
     """The log's topics and the topology do not fit."""
+
+
+def command(what: str, graph: g.Graph, where: str, topic: str = "") -> str:
+    """`semel app WHAT …` as it can be typed."""
+    return f"`semel app {what} {graph.nodes[0].place.file}{topic and ' '}{topic} --on {where}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,7 @@ def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | N
             found.append(
                 f"{log.name}: topic {layout.prefix}{name} belongs to app {graph.app}, no {owner} of the program owns "
                 f"it any more, and it holds records that were not {what}. Put the {owner} back and let it finish, or "
-                f"give them up: `semel app drain {name}`."
+                f"give them up: {command('drain', graph, log.name, name)}."
             )
     return found
 
@@ -188,7 +196,7 @@ def _check_counts(graph: g.Graph, counts: Mapping[str, int], where: str) -> None
                     f"{where}: the state {node.name!r} ({node.place}) was kept in {counts[node.topic]} partitions "
                     f"(topic {node.topic}), its input {_join(sub.sources)} now has {tasks}: keys have moved to other "
                     f"partitions than their state. Go back to {counts[node.topic]}, or start anew: "
-                    f"`semel app reset {graph.app}`."
+                    f"{command('reset', graph, where)}."
                 )
 
 

@@ -21,6 +21,7 @@ from semel.errors import SemelError
 from semel.ports import Headers, Position, Records, Stores, TopicPartition, Write
 from semel.streams import graph as g
 from semel.streams.compile import NoKey, Program, WrongType, compile_subtopology
+from semel.streams.layout import command
 from semel.streams.place import describe
 from semel.streams.state import State
 from semel.streams.trace import Taken, encode_taken

@@ -42,7 +42,16 @@ from semel.ports import (
     Write,
 )
 from semel.streams import graph as g
-from semel.streams.layout import Delivered, Layout, LayoutError, holds_records, lay_out, leftovers
+from semel.streams.layout import (
+    UNFINISHED,
+    Delivered,
+    Layout,
+    LayoutError,
+    command,
+    holds_records,
+    lay_out,
+    leftovers,
+)
 from semel.streams.state import DELETE_RETENTION_MS
 from semel.streams.task import Task, TaskId, compile_graph
 
@@ -441,7 +450,7 @@ class Worker:
             f"{first.partition}, but its internal topic {at.topic} holds records of earlier runs (partition "
             f"{at.partition}). Kafka forgets the positions of a group without members after 7 days. Starting from the "
             f"beginning would count everything twice. Set the group's offsets to where it was, or start anew without "
-            f"the old state: `semel app reset {self._graph.app}`."
+            f"the old state: {command('reset', self._graph, self._log.name)}."
         )
 
     def _make_task(
@@ -460,16 +469,21 @@ class Worker:
             if position is None:
                 fresh = True
                 position = Position(starts[at])
+            elif position == UNFINISHED:
+                raise LayoutError(
+                    f"{self._log.name}: a reset of app {self._graph.app} has begun and not finished, so its state and "
+                    f"its positions may not fit. Run it again: {command('reset', self._graph, self._log.name)}."
+                )
             elif not starts[at] <= position.offset <= ends[at]:
                 raise LayoutError(
                     f"{self._log.name}: app {self._graph.app} stands at offset {position.offset} of {at.topic} "
                     f"partition {at.partition}, which holds {starts[at]} to {ends[at]}: records were deleted unread, "
                     "the topic was made anew, or the log was restored from a backup. Decide where to go on and set "
-                    f"the group's offsets, or start anew: `semel app reset {self._graph.app}`."
+                    f"the group's offsets, or start anew: {command('reset', self._graph, self._log.name)}."
                 )
             positions[at.topic[len(self._prefix) :]] = position
         program = self._programs[id.subtopology]
-        task = Task(self._graph, program, id.partition, positions, self._writer, self._stores)
+        task = Task(self._graph, program, id.partition, positions, self._writer, self._stores, self._log.name)
         # The first commit writes down where it began: from then on a missing position is a loss.
         task.touched = fresh
         restores = []
