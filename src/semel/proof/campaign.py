@@ -105,7 +105,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             crashes=asked.crashes,
             session_s=session_ms / 1000,
             trickle=world.trickle,
-            zombies_asked=plan.zombies,
+            zombies_asked=0 if asked.directed else plan.zombies,
             positions=world.positions,
             passed=world.passed,
             say=say,

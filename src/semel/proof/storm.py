@@ -23,7 +23,7 @@ from enum import Enum, auto
 from semel.host.steps import arm
 from semel.ports import Step, TopicPartition
 from semel.proof.processes import STEPS, BrokerChild, Child, ProofError
-from semel.verify.schedule import SINK_STEPS, Fault, Kind, Schedule
+from semel.verify.schedule import SINK_STEPS, TAKEN_OVER, Fault, Kind, Schedule
 
 POLL_S = 0.02
 WARM_S = 4.0  # a process that commits nothing for this long is a target all the same
@@ -32,7 +32,7 @@ ASK_EVERY_S = 0.3
 BATCHES = 4  # at a sink by others, after a claim, until all partitions of a zombie's are surely in other hands
 ZOMBIE_WAIT_S = 40.0
 REFUSAL_WAIT_S = 8.0
-LATE_S = 3.0
+LATE_S = 2.5  # beyond its session; and to be seen afterwards
 FAILURES_MAX = 3
 
 
@@ -165,9 +165,14 @@ class Storm:
         slot.heir, slot.succeeded, slot.batches = None, False, -1
 
     def _needed(self, slot: Slot) -> bool:
-        """Whether a fault elsewhere is being taken over by this one."""
+        """Whether this one must live on: it takes over from another, or is to."""
         states = (State.STOPPED, State.RESUMED, State.AWAY)
-        return any(other.state in states for other in self.slots if other is not slot)
+        others = [other for other in self.slots if other is not slot]
+        if slot.fault is not None and slot.fault.kind in TAKEN_OVER:
+            armed = [o.fault.kind for o in others if o.state is State.ARMED and o.fault is not None]
+            if any(kind in TAKEN_OVER for kind in armed):
+                return True
+        return any(other.state in states for other in others)
 
     def _tend(self, slot: Slot) -> None:
         now = time.monotonic()
@@ -216,7 +221,7 @@ class Storm:
         """Whether the others have gone on in its place."""
         assert slot.fault is not None
         if slot.fault.kind is Kind.LATE:
-            return now - slot.since > self.session_s + 1.5
+            return now - slot.since > self.session_s + LATE_S
         if now - slot.since < self.session_s or now - slot.asked < ASK_EVERY_S:
             return False
         slot.asked = now

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import msgspec
+
 from semel.ports import Headers, Position, Records, SinkConnection, TopicPartition, Write
 from semel.streams import graph as g
 from semel.streams.state import MemoryStore
@@ -131,13 +133,34 @@ def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Sin
         values = [e.value for e in entries if e.value is not None]
     else:
         last: dict[bytes | None, bytes | None] = {}
+        places: dict[bytes, set[str]] = {}
         for entry in entries:
             last[entry.key] = entry.value
+            if entry.value is not None:
+                key = _columns(connection.canonical(entry.value), sink.key)
+                places.setdefault(key, set()).add(entry.where.rpartition("@")[0])
         values = [v for v in last.values() if v is not None]
+        if astray := {key: sorted(where) for key, where in places.items() if len(where) > 1}:
+            return _unordered(f"sink {name}", astray, len(places))
     expected = Counter(connection.canonical(v) for v in values)
     present = Counter(bytes(row) for row in connection.rows())
     kind = "sink, appended rows" if sink.key is None else "sink, last row per key"
     return checkers.multiset(f"sink {name}", kind, expected, present)
+
+
+def _columns(row: bytes, key: Sequence[str]) -> bytes:
+    held = msgspec.json.decode(row)
+    return msgspec.json.encode([held[column] for column in key])
+
+
+def _unordered(name: str, astray: Mapping[bytes, list[str]], keys: int) -> Output:
+    """All writes of one sink key lie in one partition of the outbox, or they have no order, and which of them stays in
+    the sink is decided by who delivers first (FAULTS S15)."""
+    examples = [
+        f"key {key.decode()} is written from {' and '.join(where)}: which of its rows stays is chance"
+        for key, where in list(astray.items())[:3]
+    ]
+    return Output(name, "sink, one order per key", keys, keys, 0, 0, len(astray), tuple(examples))
 
 
 # --- the parts ---

@@ -57,6 +57,9 @@ class Kind(StrEnum):
     LEAVE = "asked to leave"
 
 
+# Here another worker has to take over: two of these at once would leave nobody to do it.
+TAKEN_OVER = (Kind.ZOMBIE, Kind.LATE, Kind.HANDOVER)
+
 KINDS = {
     "kill": Kind.STEP,
     "zombie": Kind.ZOMBIE,
@@ -170,10 +173,8 @@ def _directed(dice: Random, crashes: int, workers: int, directed: Sequence[Fault
         faults.append(Fault(one.kind, one.step, dice.randint(1, 3), dice.random()))
         if len(faults) > 10 * crashes:
             break  # only LEAVE
-    # What takes the whole group to happen is given to one slot: two at once would leave nobody to take over.
-    whole = (Kind.ZOMBIE, Kind.LATE, Kind.HANDOVER)
-    alone = [f for f in faults if f.kind in whole]
-    others = [f for f in faults if f.kind not in whole and f.step not in BROKER_STEPS]
+    alone = [f for f in faults if f.kind in TAKEN_OVER]
+    others = [f for f in faults if f.kind not in TAKEN_OVER and f.step not in BROKER_STEPS]
     queues = [list(queue) for queue in _dealt(others, [], workers).workers]
     queues[0] += alone
     return Schedule(tuple(map(tuple, queues)), tuple(f for f in faults if f.step in BROKER_STEPS))
