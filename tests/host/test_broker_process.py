@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from semel.host.steps import arm
 from semel.ports import Step
+from semel.wire.incoming import HEADER
 from tests.support.broker import BrokerFailed, BrokerProcess
 
 WAIT_S = 30.0
@@ -163,8 +164,9 @@ def test_what_is_asked_wrongly_is_refused_with_2(tmp_path: Path, arguments: list
 
 def test_garbage_from_others_does_not_touch_it(broker: BrokerProcess) -> None:
     """An HTTP client, a forged array length that aborts kio's native reader, half a frame."""
-    forged = bytes.fromhex("00000016 0003000100000001 0004 61626364 7fffffff 0000")
-    forged = (len(forged) - 4).to_bytes(4) + forged[4:]
+    # Produce 9 with 2^32 - 2 topics in a compact array: kio's native reader asks for the memory and aborts the process.
+    body = HEADER.pack(0, 9, 1, -1) + bytes(1) + bytes(7) + b"\xff\xff\xff\xff\x0f"
+    forged = len(body).to_bytes(4) + body
     for data in (b"GET / HTTP/1.1\r\n\r\n", forged, b"\x00\x00\x00\x10\x00\x12"):
         with socket.create_connection(("127.0.0.1", broker.port)) as link:
             link.settimeout(WAIT_S)
