@@ -192,7 +192,7 @@ def test_damaged_requests(request_: tuple[int, int], seed: int, data: st.DataObj
 
 
 def test_a_huge_array_length_is_refused_before_anything_is_allocated() -> None:
-    """kio's native reader asks for 34 GB on the last of these and aborts the process: any peer could kill the broker."""
+    """kio's native reader asks for 34 GB on the last of these and aborts: any peer could kill the broker."""
     for key, version, body in [
         (3, 1, b"\x7f\xff\xff\xff"),
         (3, 1, b"\x00\xff\xff\xff"),
