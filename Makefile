@@ -28,7 +28,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases examples
-	$(BIN)/python -m pytest -q tests/test_tidy.py
+	$(BIN)/python -m pytest tests/test_tidy.py
 
 test: install
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --ignore=tests/servers --ignore=tests/proof tests
