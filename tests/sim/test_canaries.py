@@ -27,6 +27,7 @@ LAWS = {
     "late-requests-accepted": {3, 4},
     "markers-without-prepare": {3, 4},
     "reply-before-sync": {1},
+    "used-sequence-taken": {2},
 }
 
 

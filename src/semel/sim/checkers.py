@@ -40,7 +40,8 @@ def acked_is_kept(events: Sequence[h.Event]) -> Iterator[Broken]:
 
     - a batch that was acknowledged lies below the high watermark, and in the end holds the values that were sent;
     - no high watermark and no last stable offset that was told lies beyond the one recovered;
-    - no epoch of a transactional id that was told is above the one recovered (its producer id never goes back);
+    - no epoch of a transactional id that was told is above the one recovered (its producer id never goes back), and
+      no producer id is given to two;
     - no committed offset that was told is above the one recovered, nor a generation;
     - what one reader was handed at an offset, it and every other reader and the final log have there.
     """
@@ -49,7 +50,7 @@ def acked_is_kept(events: Sequence[h.Event]) -> Iterator[Broken]:
     epochs: dict[str, h.Epoch] = {}
     offsets: dict[TopicPartition, int] = {}
     generation = 0
-    ids = -1
+    ids: dict[int, str] = {}
     records: dict[TopicPartition, dict[int, str]] = defaultdict(dict)
     for event in events:
         match event:
@@ -60,12 +61,14 @@ def acked_is_kept(events: Sequence[h.Event]) -> Iterator[Broken]:
                 _, high, low = marks.get(at, (at_ms, 0, 0))
                 marks[at] = at_ms, max(high, high_watermark), max(low, stable)
             case h.Epoch(_, name, producer_id, epoch):
+                if producer_id in ids and not (name and ids[producer_id] == name):
+                    yield Broken(1, f"producer id {producer_id} is given out twice", _when(event))
+                ids[producer_id] = name
                 if name:
                     before = epochs.get(name)
                     if before is not None and (producer_id, epoch) < (before.producer_id, before.epoch):
                         yield Broken(1, f"{name} is told {(producer_id, epoch)} after {before[2:4]}", _when(event))
                     epochs[name] = event
-                ids = max(ids, producer_id)
             case h.Offsets(_, told):
                 for at, offset in told.items():
                     if offset < offsets.get(at, 0):
@@ -92,6 +95,10 @@ def acked_is_kept(events: Sequence[h.Event]) -> Iterator[Broken]:
                     known = state.epochs.get(name, (-1, -1))
                     if known < (told_epoch.producer_id, told_epoch.epoch):
                         yield Broken(1, f"{name} was told epoch {told_epoch[2:4]}, {known} is there", _when(event))
+                for at, offset in offsets.items():
+                    there = state.offsets.get(at, -1)
+                    if offset > there:
+                        yield Broken(1, f"offset {offset} of {_at(at)} was told, {there} is there", _when(event))
                 if generation > state.generation:
                     yield Broken(1, f"generation {generation} was told, {state.generation} is there", _when(event))
     final = _final(events)
@@ -121,7 +128,8 @@ def a_retry_is_not_a_write(events: Sequence[h.Event]) -> Iterator[Broken]:
 
     - no value stands twice in any partition, committed or not;
     - of one program's batches in one partition, those in the log stand in the order in which they were sent;
-    - a batch that was certainly not written is not there (NotDone, Fenced).
+    - a batch that was certainly not written is not there (NotDone, Fenced);
+    - other bytes under a used sequence are refused, and nothing is in the log that no program wrote.
     """
     final = _final(events)
     if final is None:
@@ -133,6 +141,10 @@ def a_retry_is_not_a_write(events: Sequence[h.Event]) -> Iterator[Broken]:
                 other, first = place[value]
                 yield Broken(2, f"{value} is in the log twice", f"{_at(other)} {first} and {_at(at)} {offset}")
             place[value] = (at, offset)
+    written = {value for event in events if isinstance(event, h.Wrote) for value in event.values}
+    for value, (at, offset) in place.items():
+        if value not in written:
+            yield Broken(2, f"{value} was written by nobody", f"{_at(at)} {offset}")
     last: dict[tuple[str, TopicPartition], int] = {}
     for event in events:
         if isinstance(event, h.Wrote):
@@ -143,6 +155,10 @@ def a_retry_is_not_a_write(events: Sequence[h.Event]) -> Iterator[Broken]:
                     if offset < before:
                         yield Broken(2, f"{value} was sent later and stands earlier", f"{_at(event.at)} {offset}")
                     last[event.who, event.at] = max(offset, before)
+        elif isinstance(event, h.Forged) and event.error_code == 0:
+            yield Broken(
+                2, f"other bytes under sequence {event.base_sequence} of {_at(event.at)} are acked", _when(event)
+            )
         elif isinstance(event, h.Settled) and event.outcome in ("NotDone", "Fenced"):
             for value in event.values:
                 if value in place:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
-from semel.broker.config import Config
+from semel.broker.config import FSYNC, Config
 from semel.broker.events import Event, Reply, Request, Tick
 from semel.broker.node import Node
 from semel.broker.records import TxnState
@@ -61,6 +61,7 @@ class Cluster:
         self.dice = dice
         self.config = Config(
             num_partitions=2,
+            durability=profile.durability,
             group_min_session_timeout_ms=50,
             checkpoint_bytes=profile.checkpoint_bytes,
             log_segment_bytes=profile.segment_bytes,
@@ -75,9 +76,15 @@ class Cluster:
         self.fell: Callable[[], None] = lambda: None  # connections are gone
         self.died: Callable[[], None] = lambda: None
         self._syncing = False
+        self._skew_ms = 0
         self._wake_at_ms: int | None = None
         Folder.open(self.disk, reserve_bytes=_RESERVE_BYTES).recovered()
         self.start()
+
+    @property
+    def now_ms(self) -> int:
+        """By the broker's own clock."""
+        return self.scheduler.now_ms + self._skew_ms
 
     # --- Lives
 
@@ -95,7 +102,7 @@ class Cluster:
 
     def _new_node(self) -> Node:
         steps = _Steps(self) if self.profile.at_steps else None
-        return Node(self.disk, self.config, now_ms=self.scheduler.now_ms, random=self.dice, steps=steps)
+        return Node(self.disk, self.config, now_ms=self.now_ms, random=self.dice, steps=steps)
 
     def _arm(self) -> None:
         """Decides at which of its operations this life of the disk ends, and what else is wrong with it."""
@@ -124,11 +131,14 @@ class Cluster:
         return None
 
     def _die(self, where: str, *, power: bool) -> None:
+        power = power and self.config.durability == FSYNC
         self.crashes += 1
         self.node = None
         how = "power cut" if power else "process killed"
         self.history.add(h.Crashed(self.scheduler.now_ms, how, where))
         self.disk = self.disk.crash() if power else self.disk.killed()
+        jump_ms = self.profile.jump_ms
+        self._skew_ms = 0 if self.rolls.calm else self.dice.randint(-jump_ms, jump_ms)
         self.fell()
         self.died()
         self.scheduler.after(self.dice.randint(1, 40), self.start)
@@ -151,7 +161,7 @@ class Cluster:
         node = self.node
         if node is None:
             return
-        replies = self._survives(lambda: node.step(event, self.scheduler.now_ms))
+        replies = self._survives(lambda: node.step(event, self.now_ms))
         if replies is None:
             return
         if isinstance(event, Request) and event.api_key == END_TXN:
@@ -180,7 +190,7 @@ class Cluster:
         wake = node.wake_at_ms
         if wake is not None and (self._wake_at_ms is None or wake < self._wake_at_ms):
             self._wake_at_ms = wake
-            scheduler.after(max(0, wake - scheduler.now_ms), lambda: self._tick(run, wake))
+            scheduler.after(max(0, wake - self.now_ms), lambda: self._tick(run, wake))
 
     def _write(self, run: int) -> None:
         node = self.node
@@ -192,7 +202,7 @@ class Cluster:
         if node is None or run != self.run:
             return
         self._syncing = False
-        replies = self._survives(lambda: node.synced(node.sync(), self.scheduler.now_ms))
+        replies = self._survives(lambda: node.synced(node.sync(), self.now_ms))
         if replies is None:
             return
         self._after(replies)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
+from semel.broker.config import FSYNC, OS
 from semel.ports import Random
 
 Dice = Callable[[str], Random]  # a stream of its own for each part of the world, so that one does not shift another
@@ -38,6 +39,9 @@ class Profile:
     checkpoint_bytes: int = 1 << 16
     segment_bytes: int = 1 << 14
     static: bool = False  # members have instance ids
+    durability: str = FSYNC  # at os the process is killed, the power stays
+    jump_ms: int = 0  # how far the broker's clock may be off after a start, in either direction
+    forge: float = 0.03  # other bytes are sent under sequences that were used
     slow_ms: int = 3
     late_ms: int = 200
 
@@ -53,6 +57,8 @@ PROFILES: Final = (
     Profile("static", crashes=10, gap=90, pause=0.15, kill=0.10, static=True),
     Profile("checkpoints", crashes=16, gap=60, checkpoint_bytes=2_000, segment_bytes=1_024),
     Profile("disk", crashes=12, gap=80, disk_errors=0.01, full=0.15, checkpoint_bytes=4_000, segment_bytes=2_048),
+    Profile("os", crashes=16, gap=60, power=0.0, durability=OS, checkpoint_bytes=8_000, segment_bytes=2_048),
+    Profile("clock", crashes=12, gap=80, jump_ms=250, leave_open=0.1, pause=0.1),
     Profile("aborts", crashes=14, gap=60, abort=0.5, leave_open=0.1, checkpoint_bytes=8_000, segment_bytes=1_024),
 )
 

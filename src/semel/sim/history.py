@@ -1,8 +1,8 @@
 """What happened in a simulated world, in order: what the checkers read, and one line each for people.
 
-Told by programs: Wrote, Settled, Ending, Ended, Read, Given. Told by the broker's replies as they leave: Acked, Marks,
-Epoch, Offsets. Told by the cluster: Crashed, Recovered, Final. Invariant: nothing here decides; the text of an event is
-a function of its content, so that one seed gives one history to the byte.
+Told by programs: Wrote, Settled, Ending, Ended, Read, Given. Told by the broker's replies as they leave: Acked, Forged,
+Marks, Epoch, Offsets. Told by the cluster: Crashed, Recovered, Final. Invariant: nothing here decides; the text of an
+event is a function of its content, so that one seed gives one history to the byte.
 """
 
 from __future__ import annotations
@@ -108,6 +108,15 @@ class Acked(NamedTuple):
     records: int
 
 
+class Forged(NamedTuple):
+    """Somebody sent other bytes under sequences that a producer had used; the broker answered with this code."""
+
+    at_ms: int
+    at: TopicPartition
+    base_sequence: int
+    error_code: int
+
+
 class Marks(NamedTuple):
     """The broker told a partition's high watermark and last stable offset."""
 
@@ -186,6 +195,7 @@ Event = (
     | Read
     | Given
     | Acked
+    | Forged
     | Marks
     | Epoch
     | Offsets

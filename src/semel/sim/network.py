@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Final, Protocol
 
-from semel.broker import messages
+from semel.broker import messages, requests
 from semel.broker.events import ConnectionClosed, Reply, Request
 from semel.client import codes
 from semel.client.effects import Answer, Close, Effect, Event, Lost, Open, Send, Tick
-from semel.ports import Random, TopicPartition
-from semel.record import headers_only
+from semel.ports import Buffer, Random, TopicPartition
+from semel.record import encode, headers_only
 
 from . import history as h
 from .cluster import Cluster
@@ -92,6 +93,7 @@ class Network:
         self._connections: dict[int, Connection] = {}  # those that the broker knows
         self._asked: dict[tuple[int, int], Request] = {}
         self._held: list[_Held] = []
+        self._forged: dict[int, tuple[TopicPartition, int]] = {}  # by connection: place, first sequence
         self._next_connection = 0
         cluster.released = self._leave
         cluster.fell = self._fall
@@ -220,6 +222,9 @@ class Network:
     def _leave(self, replies: Iterable[Reply]) -> None:
         now_ms = self.scheduler.now_ms
         for reply in replies:
+            if reply.connection in self._forged:
+                self._refused(reply)
+                continue
             connection = self._connections.get(reply.connection)
             request = self._asked.pop((reply.connection, reply.token), None)
             if connection is None or request is None:
@@ -251,6 +256,8 @@ class Network:
                             count = headers_only(sent[topic.name, found.index]).count
                             at = TopicPartition(topic.name, found.index)
                             add(h.Acked(now_ms, who, at, found.base_offset, count))
+                            if self.rolls.happens(self.profile.forge, f"{who}: sequences used again"):
+                                self._forge(at, sent[topic.name, found.index])
             case messages.FetchResponse():
                 for fetched in message.responses:
                     for part in fetched.partitions:
@@ -268,6 +275,37 @@ class Network:
                     if p.error_code == 0 and p.committed_offset >= 0
                 }
                 add(h.Offsets(now_ms, told))
+
+    # --- Other bytes under used sequences
+
+    def _forge(self, at: TopicPartition, data: Buffer) -> None:
+        """A client that has lost its memory sends them, soon."""
+        used = headers_only(data)
+        forged = encode(
+            [b"forged"] * used.count,
+            producer_id=used.producer_id,
+            producer_epoch=used.producer_epoch,
+            base_sequence=used.base_sequence,
+            transactional=used.is_transactional,
+        )
+        partition = requests.TopicProduceData(at.topic, (requests.PartitionProduceData(at.partition, forged),))
+        message = requests.ProduceRequest(None, -1, timedelta(seconds=1), (partition,))
+
+        def send() -> None:
+            self._next_connection += 1
+            number = self._next_connection
+            self._forged[number] = at, used.base_sequence
+            self.history.add(h.Arrived(self.scheduler.now_ms, "forger", number, message))
+            self.cluster.step(Request(number, 0, message, codes.PRODUCE, codes.VERSIONS[codes.PRODUCE], number))
+
+        self.scheduler.after(self.dice.randint(0, 200), send)
+
+    def _refused(self, reply: Reply) -> None:
+        at, base_sequence = self._forged.pop(reply.connection)
+        assert isinstance(reply.message, messages.ProduceResponse), reply
+        code = reply.message.responses[0].partition_responses[0].error_code
+        self.history.add(h.Forged(self.scheduler.now_ms, at, base_sequence, int(code)))
+        self.scheduler.after(0, lambda: self.cluster.step(ConnectionClosed(reply.connection)))
 
     def _answer(self, connection: Connection, answer: Answer) -> None:
         if connection.client_open:
@@ -305,3 +343,4 @@ class Network:
         self._connections.clear()
         self._asked.clear()
         self._held.clear()
+        self._forged.clear()
