@@ -110,6 +110,9 @@ class _Reader:
                 **base_settings(at),
                 **_READING,
                 "isolation.level": isolation,
+                # An end of partition is told by an answer without records, which comes no sooner than this: a wait for
+                # every changelog partition that is restored.
+                "fetch.wait.max.ms": 10,
                 "group.id": "semel-reads-in-no-group",  # librdkafka wants one; it is never joined and commits nothing
                 "error_cb": self.health.seen,
             },
