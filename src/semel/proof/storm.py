@@ -34,6 +34,7 @@ ZOMBIE_WAIT_S = 40.0
 REFUSAL_WAIT_S = 8.0
 LATE_S = 2.5  # beyond its session; and to be seen afterwards
 FAILURES_MAX = 3
+TRIES_MAX = 3
 
 
 class State(Enum):
@@ -62,6 +63,7 @@ class Slot:
     asked: float = 0.0
     succeeded: bool = False
     heir: Slot | None = None  # killed as its successor
+    tries: int = 0
 
 
 @dataclass
@@ -214,7 +216,13 @@ class Storm:
             if now - slot.since > slot.fault.after * 0.8 and (moved or now - slot.since > WARM_S):
                 self._from_outside(slot)
         elif now - slot.since > FAULT_TIMEOUT_S:
+            # The step was not reached (it has no partitions, or waits for a transaction of another): killed where it
+            # stands, and the same again.
             self._disarm(slot.child)
+            if slot.tries < TRIES_MAX:
+                slot.tries += 1
+                slot.queue.appendleft(slot.fault)
+            slot.fault = Fault(Kind.RANDOM)
             slot.child.kill()
 
     def _superseded(self, slot: Slot, now: float) -> bool:
