@@ -233,6 +233,8 @@ class Storm:
         if now - slot.since < self.session_s or now - slot.asked < ASK_EVERY_S:
             return False
         slot.asked = now
+        if not slot.before:  # the broker did not answer when it was stopped
+            slot.before = self.positions()
         if slot.fault.step in SINK_STEPS:
             # A sink's partitions are all claimed before one of them is written by the one who claimed.
             if slot.batches < 0 and self.others(slot, Step.CLAIM_AFTER) > slot.claims:
