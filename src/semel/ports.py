@@ -84,6 +84,7 @@ class Step(StrEnum):
     `SEMEL_STOP=step:n` stops it (SIGSTOP); in production reaching a step does nothing.
     """
 
+    TASKS_BEFORE = "tasks.before"  # partitions were assigned, nothing was asked of where they stand
     # The worker, in the order of one transaction.
     OUTPUT_BEFORE = "output.before"  # before the first output of a transaction is handed to the log
     OUTPUT_AFTER = "output.after"  # all outputs handed over, offsets not yet sent

@@ -30,6 +30,7 @@ from semel.verify.workload import Given
 
 FAULT_WAIT_S = 6.0
 QUIET_S = 1.0
+START_S = 30.0
 SETTLE_S = 60.0
 REFUSAL_WAIT_S = 15.0
 SUCCESSOR_WAIT_S = 30.0
@@ -116,8 +117,10 @@ class EmbeddedStorm:
 
     def _strike(self, child: Child, fault: Fault) -> Child:
         """Waits until the fault has struck; returns the child that goes on."""
-        began, commits = time.monotonic(), child.hit(Step.COMMIT_AFTER)
+        began, commits, running = time.monotonic(), child.hit(Step.COMMIT_AFTER), False
         while True:
+            if not running and (running := child.running() or time.monotonic() - began > START_S):
+                began = time.monotonic()
             code = child.exit_code()
             if code == -signal.SIGKILL:
                 self._count(child, fault)
@@ -127,7 +130,7 @@ class EmbeddedStorm:
                 if len(self.failures) > 3:
                     raise ProofError("the worker ends by itself:\n" + "\n".join(self.failures))
                 return child
-            waited = time.monotonic() - began
+            waited = time.monotonic() - began if running else 0.0
             if fault.kind is Kind.ZOMBIE and child.stopped():
                 return self._succeed(child)
             moved = child.hit(Step.COMMIT_AFTER) > commits
@@ -208,7 +211,7 @@ class EmbeddedStorm:
             if not alive.alive():
                 alive.start()
             seen, quiet_since = (-1, -1), time.monotonic()
-            while time.monotonic() - quiet_since < QUIET_S or seen[0] < 0:
+            while time.monotonic() - quiet_since < QUIET_S or not alive.running():
                 now = (alive.hit(Step.COMMIT_AFTER), alive.hit(Step.SINK_AFTER))
                 if now != seen:
                     seen, quiet_since = now, time.monotonic()
@@ -224,7 +227,22 @@ class EmbeddedStorm:
     def _settled(self) -> bool:
         committed = self.committed()
         sources = {name for sub in self.graph.subtopologies for name in sub.sources}
-        return all(committed.positions.get(at, 0) >= end for at, end in committed.ends.items() if at.topic in sources)
+        taken = all(committed.positions.get(at, 0) >= end for at, end in committed.ends.items() if at.topic in sources)
+        return taken and all(self._delivered(name, committed) for name in self.graph.sinks)
+
+    def _delivered(self, sink: str, committed: Committed) -> bool:
+        """By the delivery's group offsets, which it tells when it leaves."""
+        outbox = next(w.outbox for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)
+        ends = {TopicPartition(self.prefix + outbox, at.partition): end
+                for at, end in committed.ends.items() if at.topic == outbox and end}  # fmt: skip
+        engine = Engine(self.data)
+        log = EmbeddedLog(engine, group=f"{self.prefix}{self.graph.app}.{sink}")
+        try:
+            positions = log.committed(list(ends))
+            return all((at := positions[where]) is not None and at.offset >= end for where, end in ends.items())
+        finally:
+            log.close()
+            engine.close()
 
     def committed(self) -> Committed:
         engine = Engine(self.data)

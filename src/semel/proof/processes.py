@@ -70,6 +70,10 @@ class Child:
     def _stdout(self, out: object) -> int:
         return out.fileno()  # type: ignore[attr-defined, no-any-return]
 
+    def running(self) -> bool:
+        """Whether this incarnation of a worker has said that it runs."""
+        return b"\nrunning " in self.output.read_bytes().rpartition(b"--- incarnation")[2]
+
     @property
     def pid(self) -> int:
         assert self.process is not None

@@ -32,7 +32,7 @@ ASK_EVERY_S = 0.3
 BATCHES = 4  # at a sink by others, after a claim, until all partitions of a zombie's are surely in other hands
 ZOMBIE_WAIT_S = 40.0
 REFUSAL_WAIT_S = 8.0
-LATE_S = 2.5  # beyond its session; and to be seen afterwards
+LATE_S = 2.0  # after its successor was given its partitions; and to be seen afterwards
 FAILURES_MAX = 3
 TRIES_MAX = 3
 
@@ -58,8 +58,8 @@ class Slot:
     refusals: int = 0
     commits: int = 0  # its own, when it was started or armed
     before: Mapping[TopicPartition, int] = field(default_factory=dict)  # committed positions when it was stopped
-    claims: int = 0  # of the others, then
-    batches: int = -1  # of the others at their sinks, when they had claimed
+    claims: int = 0  # of the others, then; or how often they were assigned partitions
+    batches: int = -1  # of the others at their sinks, when they had claimed; -1: not yet
     asked: float = 0.0
     succeeded: bool = False
     heir: Slot | None = None  # killed as its successor
@@ -229,7 +229,9 @@ class Storm:
         """Whether the others have gone on in its place."""
         assert slot.fault is not None
         if slot.fault.kind is Kind.LATE:
-            return now - slot.since > self.session_s + LATE_S
+            if slot.batches < 0 and self.others(slot, Step.TASKS_BEFORE) > slot.claims:
+                slot.batches, slot.asked = 0, now
+            return slot.batches == 0 and now - slot.asked > LATE_S
         if now - slot.since < self.session_s or now - slot.asked < ASK_EVERY_S:
             return False
         slot.asked = now
@@ -244,7 +246,9 @@ class Storm:
         return self.passed(slot.before)[0]
 
     def _remember(self, slot: Slot) -> None:
-        slot.before, slot.claims = self.positions(), self.others(slot, Step.CLAIM_AFTER)
+        late = slot.fault is not None and slot.fault.kind is Kind.LATE
+        slot.before = self.positions()
+        slot.claims = self.others(slot, Step.TASKS_BEFORE if late else Step.CLAIM_AFTER)
 
     def _wait_for_refusal(self, slot: Slot, now: float) -> None:
         assert slot.fault is not None

@@ -216,6 +216,7 @@ class Worker:
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         self._owned.update(dict.fromkeys(partitions))
         if partitions:
+            self._steps.reached(Step.TASKS_BEFORE)
             self._make_tasks(partitions)
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:

@@ -1,4 +1,5 @@
-"""Orders that are plainly inserted into Postgres and SQLite: only semel's position keeps a row from coming twice."""
+"""Orders that are plainly inserted into Postgres (ROWS_POSTGRES), SQLite (ROWS_SQLITE) or both: only semel's position
+keeps a row from coming twice."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ orders = Topic("orders", key=str, value=Order)
 
 def rows(b: Builder) -> None:
     read = b.read(orders)
-    read.write(Postgres(os.environ["ROWS_POSTGRES"], "orders_pg", name="pg"))
-    read.write(SQLite(os.environ["ROWS_SQLITE"], "orders_lite", name="lite"))
+    if dsn := os.environ.get("ROWS_POSTGRES"):
+        read.write(Postgres(dsn, "orders_pg", name="pg"))
+    if path := os.environ.get("ROWS_SQLITE"):
+        read.write(SQLite(path, "orders_lite", name="lite"))
 
 
 def some_orders() -> dict[Topic[str, Order], list[tuple[str, Order]]]:
