@@ -43,6 +43,9 @@ CAMPAIGNS = {
     "delayed": Campaign(
         "a delayed EndTxn or TxnOffsetCommit, 50 times", pytest("tests/servers/test_delayed_requests.py"), {"ROUNDS": "50"}
     ),
+    "canaries": Campaign(
+        "every planted bug is found, those with real processes too", pytest("tests/canaries"), {"CANARIES": "all"}
+    ),
     "verify": Campaign(
         "the flights, 200 crashes of workers and broker",
         [SEMEL, "verify", "examples/flights.py", "--crashes", "200", "--seed", "1", "--json"], lines=400,
