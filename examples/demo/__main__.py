@@ -80,7 +80,7 @@ def demo(console: Console, seed: int, folder: Path) -> int:
     killed = screen.runs[modes[-1]]
     console.print(
         f"Each mode: {killed.worker_kills} workers and {killed.broker_kills} brokers killed with kill -9, "
-        f"{killed.zombies} zombies; {killed.refused} superseded writes refused; seed {seed}, {seconds:.0f} s.",
+        f"{killed.zombies} zombies. Superseded writes refused: {killed.refused}. Seed {seed}, {seconds:.0f} s.",
         highlight=False,
     )
     _check(console)
