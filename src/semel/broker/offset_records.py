@@ -191,7 +191,12 @@ class _Reader:
 
     def text(self) -> str | None:
         size = self.int16()
-        return None if size < 0 else self._take(size).decode()
+        try:
+            return None if size < 0 else self._take(size).decode()
+        except UnicodeDecodeError:
+            raise UnreadableOffsets(
+                f"a record of __consumer_offsets has text that is no UTF-8: {self.data!r}"
+            ) from None
 
     def blob(self) -> bytes:
         size = self.int32()
