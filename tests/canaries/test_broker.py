@@ -100,7 +100,7 @@ BUGS = [
     ),
     Bug(
         "B14: the generation is not checked",
-        "broker/groups.py",
+        "broker/group_access.py",
         "    error = membership.refused(member_id, instance_id)\n"
         "    if error is not Error.NONE:\n        return error\n"
         "    if generation != membership.generation:\n        return Error.ILLEGAL_GENERATION\n"

@@ -11,7 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from semel.broker import admin, configs, fetch, groups, listings, offsets, positions, produce, topics, transactions
+from semel.broker import (
+    admin,
+    configs,
+    fetch,
+    group_access,
+    groups,
+    listings,
+    offsets,
+    positions,
+    produce,
+    topics,
+    transactions,
+)
 from semel.broker.config import Config
 from semel.broker.draft import Draft
 from semel.broker.events import NOTHING, ConnectionClosed, Event, Ready, Request
@@ -50,7 +62,7 @@ class Broker:
         """The state is what the journal holds, and this run's record is in it."""
         self.produce_leader = ProduceLeaderIdAndEpoch(self.config.node_id, self.state.run)
         self.fetch_leader = FetchLeaderIdAndEpoch(self.config.node_id, self.state.run)
-        groups.load(self, now_ms)
+        group_access.load(self, now_ms)
 
     def step(self, event: Event, now_ms: int) -> Ready:
         """What the event leads to. Nothing durable has changed when this returns."""

@@ -9,12 +9,13 @@ Invariant: a request that names an old generation, an unknown member or a replac
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from semel.broker.draft import Draft
 from semel.broker.errors import Error
 from semel.broker.events import NOW, Ready, Reply, Request
-from semel.broker.membership import LiveMember, Membership, Phase, Protocols, Waiting, same_subscription, subscribed
+from semel.broker.group_access import live, made, wake
+from semel.broker.membership import LiveMember, Membership, Phase, Protocols, Waiting, same_subscription
 from semel.broker.messages import (
     HeartbeatResponse,
     JoinGroupResponse,
@@ -31,41 +32,6 @@ from semel.record.batch import encode
 if TYPE_CHECKING:
     from semel.broker.core import Broker
 
-CONSUMER: Final = "consumer"
-
-
-# --- Which group ------------------------------------------------------------------------------------------------
-
-
-def load(broker: Broker, now_ms: int) -> None:
-    """At a start: the members of every group, so that those who do not come back expire."""
-    for group in broker.state.groups.groups.values():
-        if group.metadata is not None and group.metadata.members:
-            broker.memberships[group.id] = Membership.of(group, now_ms)
-            _wake(broker, broker.memberships[group.id])
-
-
-def live(broker: Broker, group_id: str) -> Membership | None:
-    """The group as it is; None when nobody has been heard of in it."""
-    return broker.memberships.get(group_id)
-
-
-def _made(broker: Broker, group_id: str, now_ms: int) -> Membership:
-    membership = broker.memberships.get(group_id)
-    if membership is None:
-        group = broker.state.groups.get(group_id)
-        membership = Membership(group_id) if group is None else Membership.of(group, now_ms)
-        broker.memberships[group_id] = membership
-    return membership
-
-
-def _wake(broker: Broker, membership: Membership) -> None:
-    """Notes when this group's next deadline may be; a deadline that moves away later is found again by the tick."""
-    due = min(membership.deadlines(), default=None)
-    if due is not None and (broker.groups_wake_ms is None or due < broker.groups_wake_ms):
-        broker.groups_wake_ms = due
-
-
 # --- JoinGroup --------------------------------------------------------------------------------------------------
 
 
@@ -76,9 +42,9 @@ def join_group(broker: Broker, request: Request, now_ms: int) -> Ready:
     protocols: Protocols = tuple((one.name, bytes(one.metadata)) for one in message.protocols)
     error = _join_refused(broker, message, protocols)
     if error is Error.NONE:
-        membership = _made(broker, message.group_id, now_ms)
+        membership = made(broker, message.group_id, now_ms)
         error = _join(broker, draft, membership, request, protocols, now_ms)
-        _wake(broker, membership)
+        wake(broker, membership)
     if error is not Error.NONE:
         draft.replies.append(_join_error(request, error, message.member_id))
     return draft.ready()
@@ -405,7 +371,7 @@ def sync_group(broker: Broker, request: Request, now_ms: int) -> Ready:
         membership.become(Phase.STABLE)
         _store(broker, draft, membership, now_ms)
         _answer_syncing(draft, membership, Error.NONE, now_ms)
-    _wake(broker, membership)
+    wake(broker, membership)
     return draft.ready()
 
 
@@ -479,7 +445,7 @@ def leave_group(broker: Broker, request: Request, now_ms: int) -> Ready:
         response = LeaveGroupResponse(0, 0, rows)
     if membership is not None:
         _left(broker, draft, membership, now_ms)
-        _wake(broker, membership)
+        wake(broker, membership)
     draft.replies.append(Reply(request.connection, request.token, response))
     return draft.ready()
 
@@ -497,51 +463,6 @@ def _leave(draft: Draft, membership: Membership | None, member_id: str, instance
     return error
 
 
-# --- Offsets ----------------------------------------------------------------------------------------------------
-
-
-def may_commit(
-    broker: Broker,
-    group_id: str,
-    generation: int,
-    member_id: str,
-    instance_id: str | None,
-    now_ms: int,
-    transactional: bool = False,
-) -> Error:
-    """Whether this member may commit offsets now (KIP-447 for transactions). A commit counts as a heartbeat."""
-    membership = live(broker, group_id)
-    claims = generation >= 0 or member_id != "" or instance_id is not None
-    if membership is None:
-        return Error.ILLEGAL_GENERATION if claims and generation >= 0 else Error.NONE
-    if not claims or (generation < 0 and not membership.members):
-        # Nobody's member: a consumer that assigns its own partitions, or a producer that tells no generation.
-        return Error.NONE if transactional or not membership.members else Error.UNKNOWN_MEMBER_ID
-    error = membership.refused(member_id, instance_id)
-    if error is not Error.NONE:
-        return error
-    if generation != membership.generation:
-        return Error.ILLEGAL_GENERATION
-    if membership.phase is Phase.COMPLETING and not transactional:
-        return Error.REBALANCE_IN_PROGRESS
-    membership.members[member_id].seen(now_ms)
-    return Error.NONE
-
-
-def subscribed_topics(broker: Broker, group_id: str) -> set[str] | None:
-    """What the members of a group have subscribed to; None when that cannot be known."""
-    membership = live(broker, group_id)
-    if membership is None or not membership.members:
-        return set()
-    if membership.protocol_type != CONSUMER:
-        return None
-    found: set[str] = set()
-    for member in membership.members.values():
-        for _, metadata in member.protocols:
-            found.update(subscribed(metadata) or ())
-    return found
-
-
 # --- The clock and closed connections ---------------------------------------------------------------------------
 
 
@@ -551,7 +472,7 @@ def tick(broker: Broker, draft: Draft, now_ms: int) -> None:
     for membership in list(broker.memberships.values()):
         if min(membership.deadlines(), default=now_ms + 1) <= now_ms:
             _expire(broker, draft, membership, now_ms)
-        _wake(broker, membership)
+        wake(broker, membership)
 
 
 def _expire(broker: Broker, draft: Draft, membership: Membership, now_ms: int) -> None:
@@ -597,4 +518,4 @@ def closed(broker: Broker, connection: int, now_ms: int) -> None:
             if member.syncing is not None and member.syncing.connection == connection:
                 member.syncing = None
                 member.seen(now_ms)
-        _wake(broker, membership)
+        wake(broker, membership)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from semel.broker import groups
+from semel.broker import group_access
 from semel.broker.admin_messages import (
     OffsetDeleteResponse,
     OffsetDeleteResponsePartition,
@@ -58,7 +58,7 @@ def offset_commit(broker: Broker, request: Request, now_ms: int) -> Ready:
     """Versions 2 to 10."""
     message = request.message
     draft = Draft(broker.state)
-    refusal = groups.may_commit(
+    refusal = group_access.may_commit(
         broker,
         message.group_id,
         message.generation_id_or_member_epoch,
@@ -97,7 +97,7 @@ def txn_offset_commit(broker: Broker, request: Request, now_ms: int) -> Ready:
             # AddOffsetsToTxn has not been here: this one is late, or its transaction is over.
             error = Error.INVALID_TXN_STATE
         elif request.version >= 3:
-            error = groups.may_commit(
+            error = group_access.may_commit(
                 broker,
                 message.group_id,
                 message.generation_id,
@@ -290,10 +290,10 @@ def offset_delete(broker: Broker, request: Request, now_ms: int) -> Ready:
     message = request.message
     draft = Draft(broker.state)
     group = broker.state.groups.get(message.group_id)
-    if group is None and groups.live(broker, message.group_id) is None:
+    if group is None and group_access.live(broker, message.group_id) is None:
         response = OffsetDeleteResponse(error_code=Error.GROUP_ID_NOT_FOUND)
         return Ready((), (Reply(request.connection, request.token, response),))
-    subscribed = groups.subscribed_topics(broker, message.group_id)
+    subscribed = group_access.subscribed_topics(broker, message.group_id)
     if subscribed is None:
         response = OffsetDeleteResponse(error_code=Error.NON_EMPTY_GROUP)
         return Ready((), (Reply(request.connection, request.token, response),))
