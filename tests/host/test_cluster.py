@@ -107,6 +107,30 @@ def test_partitions_move_and_every_record_is_copied_once(logs: Logs, name: str) 
     assert read_all(reader, f"{name}-out", 4) == expected
 
 
+def test_plain_positions_can_be_written_while_partitions_go(logs: Logs, name: str) -> None:
+    """A delivery tells its positions in `revoked`. Asked from another thread (a watchdog), librdkafka's commit waited
+    for the callback that waited for it, the group stood still until the watchdog gave up, 30 s."""
+    fill(logs, name, {0: [b"x"], 1: [b"y"]})
+    first, second = logs.open(name, "m1"), logs.open(name, "m2")
+    outcomes: list[object] = []
+    member = Member(
+        first, lambda partitions: outcomes.append(first.commit_offsets(dict.fromkeys(partitions, Position(1))))
+    )
+    first.join([name], member)
+    take(first, 2)
+    other = Member(second)
+    second.join([name], other)
+    began = time.monotonic()
+
+    def shared() -> bool:
+        second.poll(0.02)
+        return len(other.owned) == 1
+
+    polled(first, shared)
+    assert outcomes == [Done()] and time.monotonic() - began < 10
+    assert first.committed(parts(name, 2)) == dict.fromkeys(parts(name, 2), Position(1))
+
+
 @pytest.mark.parametrize("held_key", [END_TXN, TXN_OFFSET_COMMIT])
 def test_a_lost_connection_in_a_transaction_costs_the_producer(tmp_path: Path, held_key: int) -> None:
     """FAULTS B1 and B26: the commit succeeds over another connection, and because one was lost the next transaction is

@@ -18,7 +18,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import confluent_kafka
@@ -31,8 +30,6 @@ from semel.host.kafka_client import (
     Address,
     KafkaError,
     KafkaException,
-    Stuck,
-    Watchdog,
     address,
     base_settings,
     bury,
@@ -157,7 +154,6 @@ class ClusterLog:
             None if transactional_id is None else TransactionalWriter(self._at, transactional_id, steps or NoSteps())
         )
         self._plain = PlainWriter(self._at)
-        self._watchdog = Watchdog(self._at)
 
     # --- topics and their ends ---
 
@@ -457,12 +453,9 @@ class ClusterLog:
         if self._listener is not None and self._membership is None:
             return Fenced(f"{self._member or self._group} is no member of its group any more")
         offsets = [At(at.topic, at.partition, position.offset, position.metadata) for at, position in positions.items()]
-        commit = partial(self._consumer.commit, offsets=offsets, asynchronous=False)
         try:
-            # Has no timeout of its own: while no coordinator answers it would wait with us.
-            answers: list[At] | None = self._watchdog.call(commit, self._at.patience_s())
-        except Stuck as stuck:
-            return Unknown(f"the offsets were not answered: {stuck}")
+            # In this thread: from another one it would wait for the callback, if it is called in one (2.16.1).
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as failed:
             return _outcome(error_of(failed))
         for answer in answers or ():
@@ -476,7 +469,6 @@ class ClusterLog:
         if self._transactions is not None:
             self._transactions.close()
         self._plain.close()
-        self._watchdog.close()
         for reader in self._idle:
             bury(reader.consumer)
         self._idle.clear()

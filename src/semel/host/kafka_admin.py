@@ -6,6 +6,7 @@ once; and no answer is taken for one that the client library made up.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -36,6 +37,14 @@ PASSING = frozenset(
         KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION, KafkaError.REBALANCE_IN_PROGRESS, KafkaError._NODE_UPDATE,
         KafkaError.UNKNOWN_TOPIC_ID, KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)  # fmt: skip
+
+
+STALE = frozenset(
+    {
+        KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION,
     }
 )  # fmt: skip
 
@@ -73,6 +82,11 @@ class Admin:
                     reason = "no answer" if isinstance(failed, FutureTimeout) else error.str()
                     raise LogLost(f"{self._at.lost} ({what}: {reason})") from failed
                 time.sleep(0.02)
+                if error.code() in STALE:
+                    # The client asks under what it knows of the leaders, and does not learn by itself that a broker
+                    # has started again: without this a question stays refused until its patience is over.
+                    with contextlib.suppress(KafkaException):
+                        self._client.list_topics(timeout=ASK_TIMEOUT_S)
 
     def connect(self, patience_s: float = 10.0) -> None:
         """LogLost when no broker answers within `patience_s`."""
