@@ -7,12 +7,15 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from semel.sim.checkers import Broken
 from semel.sim.faults import PROFILES, Dice
-from semel.sim.history import Crashed
+from semel.sim.history import Crashed, Event
+from semel.sim.shrink import shrink
 from semel.sim.simulate import Result, simulate
 
 
@@ -90,3 +93,19 @@ def test_asked_wrongly(words: tuple[str, ...], said: str) -> None:
     """Exit code 2 and one line that says how to ask."""
     done = semel(*words)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults that the failure does not need are left out; the smaller world breaks the same law, every time."""
+
+    def check(events: Sequence[Event], *, timeout_ms: int) -> list[Broken]:
+        """A law that forbids to crash in a write to the journal."""
+        found = [e for e in events if isinstance(e, Crashed) and "append journal" in e.where]
+        return [Broken(1, "crashed", str(event.at_ms)) for event in found]
+
+    monkeypatch.setattr("semel.sim.simulate.check", check)
+    whole = world(1)
+    assert whole.broken
+    left_out, small = shrink(whole, dice_of(1), tries_max=25)
+    assert small.broken and len(small.faults) < len(whole.faults)
+    assert world(1, left_out).broken == small.broken
