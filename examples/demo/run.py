@@ -101,6 +101,7 @@ class Run:
         if self.acknowledged != len(self.stream) or self.refused_writes:
             raise DemoFailed(f"{self.mode}: {self.acknowledged:,} of {len(self.stream):,} records were acknowledged")
         self._until(self._all_done, 120, "everything fed is processed")
+        self._until(self._all_delivered, 120, "everything is delivered")
         return self.watch
 
     def stop(self) -> None:
@@ -252,6 +253,11 @@ class Run:
     def _all_done(self) -> bool:
         assert self.watch is not None
         return self._done() >= self.progress.fed
+
+    def _all_delivered(self) -> bool:
+        assert self.watch is not None
+        self._done()
+        return self.watch.done(self.place.dsn, self.place.sqlite)
 
     def _wait(self, until: Callable[[], bool], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
