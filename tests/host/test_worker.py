@@ -227,6 +227,27 @@ def test_killed_at_a_step(job: Job, step: Step) -> None:
     job.outputs_are_right()
 
 
+@pytest.mark.parametrize("mode", ["at-least-once", "at-most-once"])
+def test_the_other_modes_are_right_when_nothing_happens(job: Job, mode: str) -> None:
+    job.feed(1_000)
+    process = job.start("--mode", mode)
+    job.until(job.delivered)
+    code, out, err = job.leave(process)
+    assert (code, out, err) == (0, f"running counts on {job.url}, {mode}, 4 partitions\n", "")
+    job.outputs_are_right()
+
+
+def test_at_least_once_loses_nothing_when_killed(job: Job) -> None:
+    """Killed between output and positions: what was written is written again."""
+    job.feed(1_000)
+    process = job.start("--mode", "at-least-once", SEMEL_KILL="offsets.before:2")
+    job.until(lambda: process.poll() is not None)
+    again = job.start("--mode", "at-least-once")
+    job.until(lambda: sum(job.rows().values()) >= job.fed and job.committed() >= job.fed)
+    assert job.leave(again)[0] == 0
+    assert sum(job.rows().values()) > job.fed
+
+
 # --- the embedded log ---
 
 
