@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,11 @@ def case(code: int, *says: str) -> Callable[[Callable[[World], Ended]], Callable
 
 def commanded(name: str, code: int, says: Sequence[str], *words: str, **env: str) -> None:
     """A case that is one command."""
-    CASES[name] = Case(code, tuple(says), lambda world: world.semel(*words, **env))
+
+    def run(world: World) -> Ended:
+        return world.semel(*words, **env)
+
+    CASES[name] = Case(code, tuple(says), run)
 
 
 @pytest.fixture
@@ -305,7 +310,7 @@ def _small_disk(world: World, size: int) -> Path | None:
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         return None
-    world.defer(lambda: subprocess.run(["umount", "-l", str(folder)], check=True))
+    world.defer(partial(subprocess.run, ["umount", "-l", str(folder)], check=True))
     return folder
 
 
