@@ -146,6 +146,7 @@ class ClusterLog:
         self._membership: Any = None  # of the current assignment; None: not a member
         self._positions: dict[TopicPartition, int] = {}  # of what is assigned: the next offset to hand out
         self._paused: set[TopicPartition] = set()
+        self._dropped: set[TopicPartition] = set()  # of the paused: the client stands past what was handed out
         self._in_callback = False
         self._moved = False  # the assignment changed during the current poll
         self._raised: BaseException | None = None  # by a listener, to be raised by poll
@@ -259,6 +260,7 @@ class ClusterLog:
         partitions = [TopicPartition(at.topic, at.partition) for at in given]
         self._positions.clear()
         self._paused.clear()
+        self._dropped.clear()
         starts: list[At] = []
         self._in_callback = True
         try:
@@ -304,6 +306,7 @@ class ClusterLog:
         self._membership = None
         self._positions.clear()
         self._paused.clear()
+        self._dropped.clear()
         consumer.unassign()
 
     def poll(self, timeout_s: float) -> list[Records]:
@@ -323,8 +326,11 @@ class ClusterLog:
         found: list[Records] = []
         for records in columns(messages):
             expected = self._positions.get(records.source)
-            if expected is None or records.source in self._paused:
-                continue  # fetched before it was revoked or paused
+            if expected is None:
+                continue  # fetched before it was revoked
+            if records.source in self._paused:
+                self._dropped.add(records.source)  # fetched before it was paused
+                continue
             if records.offsets[0] < expected:
                 # Fetched for an earlier position (verify, seed 2: a delivery that had to wait for its claim).
                 self.seek(records.source, expected)
@@ -421,6 +427,9 @@ class ClusterLog:
 
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
         self._paused.difference_update(partitions)
+        for at in self._dropped.intersection(partitions):
+            self._dropped.discard(at)
+            self.seek(at, self._positions[at])
         if not self._in_callback and partitions:
             self._consumer.resume(_plain(partitions))
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -94,9 +95,11 @@ def _start(child: _Child, work: Callable[[int], int]) -> None:
         _die_with(parent)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
         code = work(child.slot)
+    except BaseException:  # a bug: told here, because nothing of the parent's may run in this process
+        traceback.print_exc()
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:
         os._exit(code)  # the parent's own exit handlers are not ours
 
 
