@@ -227,6 +227,14 @@ def test_killed_at_a_step(job: Job, step: Step) -> None:
     job.outputs_are_right()
 
 
+def test_a_commit_interval_longer_than_the_transaction_timeout(job: Job) -> None:
+    """The transaction's own timeout grows with it: nothing is aborted half-way, again and again."""
+    job.feed(200)
+    process = job.start(COUNTS_INTERVAL_MS="12000")
+    job.until(lambda: job.committed() >= job.fed)
+    assert job.leave(process)[::2] == (0, "")
+
+
 @pytest.mark.parametrize("mode", ["at-least-once", "at-most-once"])
 def test_the_other_modes_are_right_when_nothing_happens(job: Job, mode: str) -> None:
     job.feed(1_000)

@@ -27,6 +27,7 @@ from confluent_kafka import TopicPartition as At
 from semel.errors import UsageError
 from semel.host.kafka_admin import ASK_TIMEOUT_S, PASSING, Admin
 from semel.host.kafka_client import (
+    LOST_AFTER_S,
     Address,
     KafkaError,
     KafkaException,
@@ -39,7 +40,7 @@ from semel.host.kafka_client import (
     patient,
 )
 from semel.host.kafka_columns import columns, empty, ends_of, split
-from semel.host.kafka_producer import PlainWriter, TransactionalWriter
+from semel.host.kafka_producer import TRANSACTION_TIMEOUT_MS, PlainWriter, TransactionalWriter
 from semel.ports import (
     Done,
     Fenced,
@@ -63,8 +64,6 @@ PROBE_TIMEOUT_S = 5.0
 WAIT_STEP_S = 0.1
 VERIFICATION = "transaction.partition.verification.enable"
 SESSION_TIMEOUT_MS = 10_000
-# A reader behind an undecided transaction waits for it at most this long: three transaction timeouts of ours.
-STABLE_WAIT_S = 30.0
 
 _READING: dict[str, Any] = {
     "enable.auto.commit": False,
@@ -130,6 +129,7 @@ class ClusterLog:
         transactional_id: str | None = None,
         steps: Steps | None = None,
         session_timeout_ms: int = SESSION_TIMEOUT_MS,
+        transaction_timeout_ms: int = TRANSACTION_TIMEOUT_MS,
         isolation: str = "read_committed",
         patience_s: Callable[[], float] = patient,
     ) -> None:
@@ -138,6 +138,7 @@ class ClusterLog:
         self._group, self._member = group, member
         self._session_timeout_ms = session_timeout_ms
         self._isolation = isolation
+        self._transaction_timeout_s = transaction_timeout_ms / 1000
         self._admin = Admin(self._at)
         self._consumer_made: Consumer | None = None
         self._health = _Health()
@@ -152,7 +153,9 @@ class ClusterLog:
         self._raised: BaseException | None = None  # by a listener, to be raised by poll
         self._unknown_topic_since: float | None = None
         self._transactions = (
-            None if transactional_id is None else TransactionalWriter(self._at, transactional_id, steps or NoSteps())
+            None
+            if transactional_id is None
+            else TransactionalWriter(self._at, transactional_id, steps or NoSteps(), transaction_timeout_ms)
         )
         self._plain = PlainWriter(self._at)
 
@@ -212,7 +215,12 @@ class ClusterLog:
                 positions[TopicPartition(at.topic, at.partition)] = known
             return positions
 
-        return self._admin.ask(f"committed offsets of group {self._group}", answered, STABLE_WAIT_S)
+        return self._admin.ask(f"committed offsets of group {self._group}", answered, self._stable_wait_s)
+
+    def _stable_wait_s(self) -> float:
+        """How long an undecided transaction of a former owner may hold the offsets: it has our own time-out."""
+        patience_s = self._at.patience_s()
+        return patience_s if patience_s < LOST_AFTER_S else max(patience_s, 1.5 * self._transaction_timeout_s)
 
     def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
         reader = self._idle.pop() if self._idle else _Reader(self._at, self._isolation)

@@ -64,11 +64,11 @@ class Admin:
             self._made = made(_kafka.AdminClient, settings, self._at)
         return self._made
 
-    def ask(self, what: str, call: Callable[[float], R], patience_s: float | None = None) -> R:
+    def ask(self, what: str, call: Callable[[float], R], patience_s: Callable[[], float] | None = None) -> R:
         """Repeats a read-only question until it is answered, in bounded time."""
         began = time.monotonic()
         while True:
-            patience = min(self._at.patience_s(), patience_s or self._at.patience_s())
+            patience = (patience_s or self._at.patience_s)()
             try:
                 return call(min(ASK_TIMEOUT_S, patience))
             except (KafkaException, FutureTimeout) as failed:
@@ -90,7 +90,7 @@ class Admin:
 
     def connect(self, patience_s: float = 10.0) -> None:
         """LogLost when no broker answers within `patience_s`."""
-        self.ask("first connection", lambda s: self._client.list_topics(timeout=s), patience_s)
+        self.ask("first connection", lambda s: self._client.list_topics(timeout=s), lambda: patience_s)
 
     def topics(self) -> Mapping[str, TopicInfo]:
         metadata = self.ask("list topics", lambda s: self._client.list_topics(timeout=s))

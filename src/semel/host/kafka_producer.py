@@ -126,8 +126,11 @@ class Producing:
 class TransactionalWriter(Producing):
     """The owner of one transactional id. Used by one thread."""
 
-    def __init__(self, at: Address, transactional_id: str, steps: Steps) -> None:
+    def __init__(
+        self, at: Address, transactional_id: str, steps: Steps, timeout_ms: int = TRANSACTION_TIMEOUT_MS
+    ) -> None:
         super().__init__(at)
+        self._timeout_ms = timeout_ms
         self.transactional_id = transactional_id
         self._steps = steps
         self._watchdog = Watchdog(at)
@@ -147,7 +150,7 @@ class TransactionalWriter(Producing):
                     **base_settings(self._at),
                     **_WRITING,
                     "transactional.id": self.transactional_id,
-                    "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+                    "transaction.timeout.ms": self._timeout_ms,
                     "on_delivery": self._undelivered,
                     "debug": "broker",
                     "log_level": 7,  # FAIL lines come at the debug level

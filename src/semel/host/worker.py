@@ -245,6 +245,7 @@ def _sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[Source]:
     else:
         from semel.host.cluster import SESSION_TIMEOUT_MS, open_cluster
         from semel.host.kafka_client import LOST_AFTER_S
+        from semel.host.kafka_producer import TRANSACTION_TIMEOUT_MS
 
         timeout_ms = run.session_timeout_ms or SESSION_TIMEOUT_MS
         yield lambda group, member, transactional: open_cluster(
@@ -254,6 +255,8 @@ def _sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[Source]:
             transactional_id=transactional,
             steps=steps,
             session_timeout_ms=timeout_ms,
+            # A transaction is open for a whole commit interval: one of a minute must not outlive its own timeout.
+            transaction_timeout_ms=max(TRANSACTION_TIMEOUT_MS, 2 * run.app.commit_interval_ms + 5_000),
             patience_s=lambda: LEAVE_PATIENCE_S if leaving.asked else LOST_AFTER_S,
         )
 
