@@ -31,10 +31,14 @@ from semel.broker.records import TxnState
 from semel.broker.state import OFFSETS_TOPIC, RUNS_TOPIC, created
 from semel.broker.topics import new_id
 from semel.errors import UsageError
+from semel.log.errors import JournalFailed
 from semel.log.folder import Folder
 from semel.log.journal import Journal
+from semel.log.size import SizeWatch
 from semel.ports import Buffer, Disk, NoSteps, Random, Step, Steps
 from semel.record.batch import encode
+
+AHEAD: Final = 4  # times between two checkpoints that the segments are synced ahead
 
 _DECIDED: Final = frozenset({TxnState.PREPARE_COMMIT, TxnState.PREPARE_ABORT})
 _COMPLETE: Final = frozenset({TxnState.COMPLETE_COMMIT, TxnState.COMPLETE_ABORT})
@@ -52,6 +56,10 @@ class Node:
         self._waiting: deque[tuple[int, Reply]] = deque()  # journal position that must be durable first
         self._order: dict[int, deque[int]] = {}  # by connection: tokens not yet answered
         self._answered: dict[int, dict[int, Reply]] = {}  # by connection: replies whose turn has not come
+        self._ahead_bytes = max(1, config.checkpoint_bytes // AHEAD)
+        self._ahead_at = self._ahead_bytes  # bytes since the checkpoint at which the segments are synced next
+        self._size = SizeWatch()
+        self._broken = False  # an append or a sync failed: nothing is answered any more
         self._closing: set[int] = set()  # connections that are being ended: nothing of theirs is stepped any more
         self._recover(now_ms)
         self._folder.recovered()
@@ -91,6 +99,7 @@ class Node:
     # --- Stepping
 
     def step(self, event: Event, now_ms: int) -> list[Reply]:
+        self._check()
         if isinstance(event, Request):
             if event.connection in self._closing:
                 return []
@@ -110,8 +119,12 @@ class Node:
                 self._append_stepwise(ready)
             else:
                 journal, apply = self.journal, self.broker.apply
-                for record, payload in ready.records:
-                    apply(record, payload, journal.append(records.encode(record), payload))
+                try:
+                    for record, payload in ready.records:
+                        apply(record, payload, journal.append(records.encode(record), payload))
+                except BaseException:
+                    self._broken = True  # half of the step is applied
+                    raise
         free: list[Reply] = []
         end = self.journal.end
         durable = end <= self.broker.durable_position
@@ -166,19 +179,54 @@ class Node:
     # --- Durability
 
     def write(self) -> int:
-        """Hands what was appended to the system; returns the position it covers."""
-        return self.journal.write()
+        """Hands what was appended to the system; returns the position it covers. The segments first: a full disk then
+        refuses before the journal has it, and recovery needs no space for them that was not there before."""
+        self._check()
+        try:
+            for partition in self.broker.state.dirty.values():
+                partition.flush()
+            return self.journal.write()
+        except BaseException:
+            self._broken = True
+            raise
 
     def sync(self) -> int:
         """Makes durable what was written before the call, and returns its position. At durability=os that is so
         already: a killed process loses nothing that `write` handed over."""
+        self._check()
         self.steps.reached(Step.SYNC_BEFORE)
-        position = self.journal.sync() if self.config.durability == FSYNC else self.journal.written
+        try:
+            if self.config.durability == FSYNC:
+                position = self.journal.sync()
+                self._sync_ahead()
+            else:
+                position = self.journal.written
+        except BaseException:
+            self._broken = True
+            raise
         self.steps.reached(Step.SYNC_AFTER)
         return position
 
+    def _check(self) -> None:
+        if self._broken:
+            raise JournalFailed(
+                "an append or a sync failed earlier; what reached the disk is unknown, so nothing more is answered. "
+                "Start again: recovery finds out."
+            )
+
+    def _sync_ahead(self) -> None:
+        """Now and then the segments too, in the syncing thread, so that a checkpoint, which is a step like any other,
+        finds little left to sync."""
+        if self.journal.bytes_since_checkpoint < self._ahead_at:
+            return
+        self._ahead_at += self._ahead_bytes
+        for topic in tuple(self.broker.state.topics.values()):
+            for partition in tuple(topic.partitions):
+                partition.sync_ahead()
+
     def synced(self, position: int, now_ms: int) -> list[Reply]:
         """The journal is durable up to `position`, as `sync` returned it: the replies that this sets free."""
+        self._check()
         if position <= self.broker.durable_position:
             return []
         free: list[Reply] = []
@@ -195,17 +243,28 @@ class Node:
     def checkpoint_due(self) -> bool:
         return self.journal.bytes_since_checkpoint >= self.config.checkpoint_bytes
 
+    def size_notice(self, where: str) -> str | None:
+        """A line for a person when the folder has grown much; ask at each checkpoint."""
+        return self._size.warning(where, self.journal, (one for _, one in self.broker.state.partitions()))
+
     def checkpoint(self) -> None:
         """Writes the state to the head of a new journal file and drops the older files: a restart then replays from
         here. What was appended before is durable when it returns, but replies leave by `synced` alone, as always."""
-        for _, partition in self.broker.state.partitions():
-            partition.sync()
-        self.journal.checkpoint(self._checkpoint_records())
-        self.journal.drop_before(self.journal.checkpoint_position)
-        for _, partition in self.broker.state.partitions():
-            partition.sweep()
-        topics = self.broker.state.topics.values()
-        self._folder.sweep((topic.id.hex, index) for topic in topics for index in range(len(topic.partitions)))
+        self._check()
+        try:
+            for _, partition in self.broker.state.partitions():
+                partition.sync()
+            self.journal.checkpoint(self._checkpoint_records())
+            self._ahead_at = self._ahead_bytes
+            self.journal.drop_before(self.journal.checkpoint_position)
+            for key, partition in self.broker.state.partitions():
+                if key not in self.broker.state.dirty:
+                    partition.sweep()
+            topics = self.broker.state.topics.values()
+            self._folder.sweep((topic.id.hex, index) for topic in topics for index in range(len(topic.partitions)))
+        except BaseException:
+            self._broken = True
+            raise
 
     def _checkpoint_records(self) -> Iterator[tuple[bytes, Buffer]]:
         for record, payload in self.broker.state.checkpoint():
@@ -236,7 +295,7 @@ class Node:
         # Before the new run: the markers that a decided transaction lacks belong to the run that decided it.
         self._perform(transactions.finish_prepared(broker, now_ms))
         self._start_run(now_ms)
-        self.journal.write()
+        self.write()
         position = self.journal.sync()
         broker.durable(position, now_ms)
         broker.durable_position = max(position, self.journal.end)
