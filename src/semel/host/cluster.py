@@ -229,9 +229,16 @@ class ClusterLog:
             position = start
             while position < target:
                 messages, events = split(self._consumed(reader.consumer, WAIT_STEP_S))
+                # The reader served other partitions before: what still comes of those is nothing to this one.
+                events = [e for e in events if e.topic() is None or (e.topic(), e.partition()) == at]
+                if any(_out_of_range(e) for e in events) and self._holds(at, position):
+                    reader.consumer.assign([At(at.topic, at.partition, position)])
+                    continue
                 self._judge(events, reader.health, reader.consumer)
                 yielded = False
                 for records in columns(messages):
+                    if records.source != at or records.offsets[0] < position:
+                        continue
                     position = records.next_offset
                     yielded = True
                     yield records
@@ -242,6 +249,10 @@ class ClusterLog:
         finally:
             reader.consumer.unassign()
             self._idle.append(reader)
+
+    def _holds(self, at: TopicPartition, position: int) -> bool:
+        """Whether the log holds that position, in spite of what the client library heard."""
+        return self.starts([at])[at] <= position <= self.ends([at])[at]
 
     # --- reading, as a member of a group ---
 
@@ -498,6 +509,11 @@ class ClusterLog:
             with contextlib.suppress(KafkaException, SystemError, RuntimeError):
                 self._consumer_made.close()
             self._consumer_made = None
+
+
+def _out_of_range(event: Message) -> bool:
+    error = event.error()
+    return error is not None and error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 def _plain(partitions: Sequence[TopicPartition] | set[TopicPartition]) -> list[At]:
