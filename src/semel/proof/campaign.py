@@ -111,6 +111,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             say=say,
         )
         world.feed(RECORDS_PER_S)
+        world.watch()
         storm.run(deadline_s=120 + 15 * plan.kills)
         storm.calm()
         say(f"{storm.kills_worker + storm.kills_broker} kills; finishing the rest of the input")

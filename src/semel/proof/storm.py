@@ -33,6 +33,7 @@ BATCHES = 4  # at a sink by others, after a claim, until all partitions of a zom
 ZOMBIE_WAIT_S = 40.0
 REFUSAL_WAIT_S = 8.0
 LATE_S = 2.0  # after its successor was given its partitions; and to be seen afterwards
+LATE_MAX_S = 5.0  # beyond the session: within the transaction timeout
 FAILURES_MAX = 3
 TRIES_MAX = 3
 
@@ -195,7 +196,9 @@ class Storm:
                 self._wait_for_strike(slot, now)
             case State.STOPPED:
                 slot.succeeded = self._superseded(slot, now)
-                if slot.succeeded or now - slot.since > ZOMBIE_WAIT_S:
+                assert slot.fault is not None
+                patience_s = self.session_s + LATE_MAX_S if slot.fault.kind is Kind.LATE else ZOMBIE_WAIT_S
+                if slot.succeeded or now - slot.since > patience_s:
                     slot.child.signal(signal.SIGCONT)
                     slot.state, slot.since = State.RESUMED, now
             case State.RESUMED:
@@ -213,7 +216,9 @@ class Storm:
             self._strike(slot.fault)
         elif slot.fault.kind in (Kind.RANDOM, Kind.LEAVE):
             moved = slot.child.hit(Step.COMMIT_AFTER) > slot.commits
-            if now - slot.since > slot.fault.after * 0.8 and (moved or now - slot.since > WARM_S):
+            # Nobody is asked to leave while a stopped process may hold the lock of a file (FAULTS S14).
+            free = slot.fault.kind is Kind.RANDOM or not self._needed(slot)
+            if now - slot.since > slot.fault.after * 0.8 and (moved or now - slot.since > WARM_S) and free:
                 self._from_outside(slot)
         elif now - slot.since > FAULT_TIMEOUT_S:
             # The step was not reached (it has no partitions, or waits for a transaction of another): killed where it

@@ -5,18 +5,32 @@ Invariant: only topics, groups and tables that carry the run's prefix are ever w
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException
 from confluent_kafka import TopicPartition as At
 from confluent_kafka.admin import AdminClient
 
 from semel.host.cluster import ClusterLog
-from semel.ports import Headers, Log, NewTopic, NoSteps, Position, Records, Sink, SinkConnection, TopicPartition
+from semel.host.kafka_columns import columns, ends_of, split
+from semel.ports import (
+    Headers,
+    Log,
+    LogLost,
+    NewTopic,
+    NoSteps,
+    Records,
+    Sink,
+    SinkConnection,
+    TopicPartition,
+)
+from semel.proof.processes import ProofError
 from semel.streams import graph as g
 from semel.verify.oracle import Committed, Row, origin_of
 from semel.verify.workload import Given
@@ -25,7 +39,8 @@ PARTITIONS = 4
 SETTLE_S = 90.0
 ASK_EVERY_S = 0.3
 RECORDS_PER_S = 250
-READERS = 6
+READ_MAX = 10_000
+ANSWER_S = 3.0
 
 
 class World:
@@ -43,8 +58,12 @@ class World:
         self.slice = 1
         self.history: dict[str, list[int]] = {}
         self._writers: dict[str, Callable[..., None]] = {}
-        self._asked = self._fed_at = 0.0
-        self._watcher: Consumer | None = None
+        self._fed_at = 0.0
+        self._admin = AdminClient({"bootstrap.servers": url.removeprefix("kafka://"), "log_level": 0})
+        self._watching: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._group_sources: list[TopicPartition] = []
+        self._reader = Reader(url)
 
     # --- input ---
 
@@ -95,36 +114,45 @@ class World:
     # --- watching ---
 
     def group_sources(self) -> list[TopicPartition]:
-        """Every partition that a task reads."""
-        topics = self.log.topics()
-        return [
-            TopicPartition(self.prefix + name, p)
-            for sub in self.graph.subtopologies
-            for name in sub.sources
-            for p in range(topics[self.prefix + name].partitions if self.prefix + name in topics else 0)
-        ]
+        """Every partition that a task reads, once the topics are there."""
+        if not self._group_sources:
+            topics = self.log.topics()
+            names = [self.prefix + name for sub in self.graph.subtopologies for name in sub.sources]
+            if not all(name in topics for name in names):
+                return []
+            self._group_sources = [TopicPartition(n, p) for n in names for p in range(topics[n].partitions)]
+        return self._group_sources
 
     def watch(self) -> None:
-        """Notes the committed positions now and then: they must never go back (B14)."""
-        if time.monotonic() - self._asked < ASK_EVERY_S:
-            return
-        self._asked = time.monotonic()
-        for at, position in self.log.committed(self.group_sources()).items():
-            if position is not None:
-                self.history.setdefault(f"{at.topic}-{at.partition}", []).append(position.offset)
+        """From now on, in a thread, notes the committed positions: they must never go back (B14)."""
+
+        def look() -> None:
+            while not self._ended.wait(ASK_EVERY_S):
+                with contextlib.suppress(LogLost):
+                    for at, offset in self.positions().items():
+                        if offset > 0:
+                            self.history.setdefault(f"{at.topic}-{at.partition}", []).append(offset)
+
+        self._watching = threading.Thread(target=look, name="verify-watches", daemon=True)
+        self._watching.start()
 
     def positions(self) -> dict[TopicPartition, int]:
         """The group's committed positions as they are now, without waiting for open transactions; 0: none yet."""
-        asked = [At(at.topic, at.partition) for at in self.group_sources()]
-        if self._watcher is None:
-            self._watcher = Consumer(
-                {"bootstrap.servers": self.url.removeprefix("kafka://"), "group.id": self.prefix + self.graph.app,
-                 "isolation.level": "read_uncommitted", "metadata.recovery.strategy": "none", "log_level": 0}
-            )  # fmt: skip
         try:
-            answers = self._watcher.committed(asked, 2.0)
-        except KafkaException:
+            return self._committed(self.prefix + self.graph.app, self.group_sources(), stable=False)
+        except (KafkaException, FutureTimeout, LogLost):
             return {}  # the broker is down for a moment
+
+    def _committed(
+        self, group: str, partitions: Sequence[TopicPartition], *, stable: bool
+    ) -> dict[TopicPartition, int]:
+        """A group's positions, 0 where there is none. An admin asks its coordinator at once; a consumer, which looks
+        for it once a second, takes seconds."""
+        if not partitions:
+            return {}
+        asked = ConsumerGroupTopicPartitions(group, [At(at.topic, at.partition) for at in partitions])
+        futures = self._admin.list_consumer_group_offsets([asked], require_stable=stable, request_timeout=ANSWER_S)
+        answers = futures[group].result(ANSWER_S).topic_partitions
         return {TopicPartition(a.topic, a.partition): max(a.offset, 0) for a in answers if a.error is None}
 
     def passed(self, before: Mapping[TopicPartition, int]) -> tuple[bool, bool]:
@@ -147,80 +175,105 @@ class World:
         deadline = time.monotonic() + give_up_s
         while time.monotonic() < deadline:
             alive()
-            if self._reached(self.log, self.group_sources()) and all(
-                self._delivered(name) for name in self.graph.sinks
-            ):
-                return True
+            groups = [(self.prefix + self.graph.app, self.group_sources())]
+            groups += [(f"{self.prefix}{self.graph.app}.{sink}", self._outbox(sink)) for sink in self.graph.sinks]
+            with contextlib.suppress(KafkaException, FutureTimeout):  # positions not stable yet, a broker starting
+                if all(self._reached(group, partitions) for group, partitions in groups):
+                    return True
             time.sleep(0.2)
         return False
 
-    def _reached(self, log: ClusterLog, partitions: list[TopicPartition]) -> bool:
-        """Whether no committed record lies at or beyond the group's positions."""
+    def _reached(self, group: str, partitions: list[TopicPartition]) -> bool:
+        """Whether no committed record lies at or beyond the group's positions. A delivery's are a lag metric, which is
+        what is wanted here."""
         if not partitions:
             return False
-        ends, positions = log.ends(partitions), log.committed(partitions)
-        self.history_from(positions)
-        for at in partitions:
-            position = positions.get(at)
-            begin = position.offset if position is not None else 0
-            if begin < ends[at] and any(records.offsets for records in log.read(at, begin, ends[at])):
-                return False
-        return True
-
-    def history_from(self, positions: Mapping[TopicPartition, Position | None]) -> None:
-        for at, position in positions.items():
-            if position is not None and position.offset >= 0:
-                self.history.setdefault(f"{at.topic}-{at.partition}", []).append(position.offset)
-
-    def _delivered(self, sink: str) -> bool:
-        """By the delivery's group offsets: a lag metric, which is what is wanted here."""
-        outbox = self.prefix + self.outbox(sink)
-        topics = self.log.topics()
-        if outbox not in topics:
+        ends, positions = self.log.ends(partitions), self._committed(group, partitions, stable=True)
+        if positions.keys() != set(partitions):
             return False
-        log = ClusterLog(self.url, group=f"{self.prefix}{self.graph.app}.{sink}")
-        try:
-            partitions = [TopicPartition(outbox, p) for p in range(topics[outbox].partitions)]
-            ends, positions = log.ends(partitions), log.committed(partitions)
-            for at in partitions:
-                position = positions.get(at)
-                begin = position.offset if position is not None else 0
-                if begin < ends[at] and any(records.offsets for records in log.read(at, begin, ends[at])):
-                    return False
-            return True
-        finally:
-            log.close()
+        return not any(self._reader.read({at: (positions[at], ends[at]) for at in partitions}).values())
 
-    def outbox(self, sink: str) -> str:
-        return next(w.outbox for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)
+    def _outbox(self, sink: str) -> list[TopicPartition]:
+        name = self.prefix + next(w.outbox for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)
+        info = self.log.topics().get(name)
+        return [TopicPartition(name, p) for p in range(info.partitions if info else 0)]
 
     # --- reading back ---
 
     def committed(self) -> Committed:
         """Everything committed in every topic of the run, and the group's positions."""
-        return read_back(self.log, self.graph, self.prefix, self.group_sources(), READERS)
+        return read_back(self.log, self.graph, self.prefix, self.group_sources(), self._reader.read)
 
     # --- leaving ---
 
     def remove(self) -> None:
         """Deletes the run's topics and groups."""
-        admin = AdminClient({"bootstrap.servers": self.url.removeprefix("kafka://"), "log_level": 0})
         names = [name for name in self.log.topics() if name.startswith(self.prefix)]
         if names:
-            for future in admin.delete_topics(names).values():
+            for future in self._admin.delete_topics(names).values():
                 _quietly(future)
         groups = [self.prefix + self.graph.app, *(f"{self.prefix}{self.graph.app}.{s}" for s in self.graph.sinks)]
-        for future in admin.delete_consumer_groups(groups).values():
+        for future in self._admin.delete_consumer_groups(groups).values():
             _quietly(future)
 
     def close(self) -> None:
-        if self._watcher is not None:
-            self._watcher.close()
+        self._ended.set()
+        if self._watching is not None:
+            self._watching.join()
+        self._reader.close()
         self.log.close()
 
 
+Spans = Mapping[TopicPartition, tuple[int, int]]  # from, to
+
+
+class Reader:
+    """Committed records by a plain client, all partitions at once; nothing of semel's own way of reading is in it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._made: Consumer | None = None
+
+    def read(self, spans: Spans) -> dict[TopicPartition, list[Row]]:
+        """What a read_committed reader sees between the offsets. Waits for transactions that are open in between."""
+        found: dict[TopicPartition, list[Row]] = {at: [] for at in spans}
+        left = {at for at, (start, end) in spans.items() if start < end}
+        if not left:
+            return found
+        if self._made is None:
+            self._made = Consumer(
+                {"bootstrap.servers": self._url.removeprefix("kafka://"), "group.id": "semel-verify-reads",
+                 "isolation.level": "read_committed", "enable.partition.eof": True, "auto.offset.reset": "error",
+                 "enable.auto.commit": False, "fetch.wait.max.ms": 50, "log_level": 0,
+                 "allow.auto.create.topics": False}
+            )  # fmt: skip
+        consumer, deadline = self._made, time.monotonic() + SETTLE_S
+        consumer.assign([At(at.topic, at.partition, spans[at][0]) for at in left])
+        try:
+            while left:
+                messages, events = split(consumer.consume(READ_MAX, 0.2))
+                for records in columns(messages):
+                    found[records.source] += _rows(records)
+                    if records.next_offset >= spans[records.source][1]:
+                        left.discard(records.source)
+                left -= {at for at, end in ends_of(events).items() if end >= spans[at][1]}
+                if time.monotonic() > deadline:
+                    raise ProofError(f"{', '.join(sorted({at.topic for at in left}))} cannot be read to the end.")
+        finally:
+            consumer.unassign()
+        return found
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+
 def read_back(
-    log: Log, graph: g.Graph, prefix: str, group_sources: Sequence[TopicPartition], at_once: int = 1
+    log: Log,
+    graph: g.Graph,
+    prefix: str,
+    group_sources: Sequence[TopicPartition],
+    read: Callable[[Spans], Mapping[TopicPartition, list[Row]]] | None = None,
 ) -> Committed:
     """What a read_committed reader sees in every topic of the run, and the group's positions."""
     found = Committed()
@@ -230,15 +283,15 @@ def read_back(
     partitions = [TopicPartition(info.name, p) for info in infos for p in range(info.partitions)]
     ends = log.ends(partitions)
 
-    def read(at: TopicPartition) -> list[Row]:
-        return [row for records in log.read(at, 0, ends[at]) for row in _rows(records)]
+    def one_by_one(spans: Spans) -> dict[TopicPartition, list[Row]]:
+        return {at: [r for records in log.read(at, start, end) for r in _rows(records)]
+                for at, (start, end) in spans.items()}  # fmt: skip
 
-    with ThreadPoolExecutor(at_once) as pool:  # most of reading a small partition is waiting
-        for at, rows in zip(partitions, pool.map(read, partitions), strict=True):
-            plain = TopicPartition(at.topic.removeprefix(prefix), at.partition)
-            found.records[plain] = rows
-            # Behind the last record only markers and aborted records can lie.
-            found.ends[plain] = rows[-1].offset + 1 if rows else 0
+    for at, rows in (read or one_by_one)({at: (0, ends[at]) for at in partitions}).items():
+        plain = TopicPartition(at.topic.removeprefix(prefix), at.partition)
+        found.records[plain] = rows
+        # Behind the last record only markers and aborted records can lie.
+        found.ends[plain] = rows[-1].offset + 1 if rows else 0
     for at, position in log.committed(group_sources).items():
         if position is not None:
             plain = TopicPartition(at.topic.removeprefix(prefix), at.partition)
