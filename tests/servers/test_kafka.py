@@ -79,7 +79,7 @@ class Delays:
 
 
 def test_the_flights_hold_through_delayed_requests(tmp_path: Path, sinks: dict[str, str]) -> None:
-    """P14: our processor is on transaction V1 there; a fresh Producer after every lost connection fences what is late."""
+    """P14: our processor is on transaction V1; a fresh Producer after every lost connection fences what is late."""
     with Proxy() as proxy, KafkaProcess(tmp_path / "kafka", advertise=proxy.address, props=SESSIONS) as kafka:
         proxy.target = ("127.0.0.1", kafka.port)
         delays = Delays(proxy, rounds=10)
