@@ -41,16 +41,21 @@ CAMPAIGNS = {
         pytest("tests/servers/test_clients.py"), {"RECORDS": "100000"},
     ),
     "delayed": Campaign(
-        "a delayed EndTxn or TxnOffsetCommit, 50 times", pytest("tests/servers/test_delayed_requests.py"), {"ROUNDS": "50"}
+        "a delayed EndTxn or TxnOffsetCommit, 50 times",
+        pytest("tests/servers/test_delayed_requests.py"), {"ROUNDS": "50"},
     ),
     "canaries": Campaign(
         "every planted bug is found, those with real processes too", pytest("tests/canaries"), {"CANARIES": "all"}
     ),
     "verify": Campaign(
-        "the flights, 200 crashes of workers and broker",
-        [SEMEL, "verify", "examples/flights.py", "--crashes", "200", "--seed", "1", "--json"], lines=400,
+        "the flights on semel broker, 200 crashes of workers and broker",
+        pytest("tests/servers/test_verify.py::test_exactly_once_holds"), {"CRASHES": "200"},
     ),
-    "sim": Campaign("2,000 seeds of the simulator", [SEMEL, "sim", "--seeds", "1:2001"]),
+    "kafka": Campaign(
+        "the flights on Apache Kafka, 100 crashes of workers",
+        pytest("tests/servers/test_kafka.py::test_verify_holds_on_apache_kafka"), {"KAFKA_CRASHES": "100"},
+    ),
+    "sim": Campaign("2,000 seeds of the simulator", [SEMEL, "sim", "--seeds", "1:2001", "--json"]),
 }  # fmt: skip
 
 
