@@ -4,7 +4,7 @@
 #
 #   tests/fresh.sh [PYTHON ...]         default: /usr/bin/python3.11 (3.12 and 3.13 where they can be had)
 #
-# For each user: `make demo` with five seeds (the first Python; one seed with the others), then `make test`. Prints a
+# `make demo` on five seeds the first time and on one with every other Python and user, then `make test`. Prints a
 # line per step with its seconds, and `fresh: ok` at the end; the first failure ends it with 1 and the log's tail.
 set -euo pipefail
 
@@ -73,7 +73,7 @@ for python in "${pythons[@]}"; do
     step "$name: make test" "$user" "$place/test.log" make test
     tail -n 1 "$place/test.log"
     cd "$work"
+    first=0
   done
-  first=0
 done
 echo "fresh: ok"
