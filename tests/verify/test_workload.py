@@ -6,7 +6,7 @@ import random
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from msgspec import Struct
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_input_is_refused(lines: list[bytes]) -> None:
 
 def test_a_file_goes_before_the_sample_goes_before_chance() -> None:
     """And a file for a topic that nobody reads is refused."""
-    topics = {"items": items, "things": things}
+    topics: dict[str, Topic[Any, Any]] = {"items": items, "things": things}
     sample = {items: [("k", Item("sampled", 1))]}
     line = b'{"name":"filed","count":1}\n'
     found = workload(topics, sample, {}, random.Random(1))

@@ -171,7 +171,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         )  # fmt: skip
         # The broker's steps are this process's too; without a sink nobody could fence a zombie.
         faults = [f for f in (*plan.workers[0], *plan.broker) if f.kind is not Kind.ZOMBIE or graph.sinks]
-        faults = [replace(f, kind=Kind.STEP) if f.kind is Kind.HANDOVER else f for f in faults]
+        faults = [replace(f, kind=Kind.STEP) if f.kind in (Kind.HANDOVER, Kind.LATE) else f for f in faults]
         dice.shuffle(faults)
         storm = EmbeddedStorm(
             folder,
