@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ def main() -> int:
         console.print(f"error: DEMO_SEED={seed}: a number, please", markup=False, highlight=False)
         return 2
     folder = Path(tempfile.mkdtemp(prefix="semel-demo-"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what it started, however it is asked to end
     try:
         code = demo(console, int(seed), folder)
     except (DemoFailed, SemelError) as failed:
@@ -82,6 +84,7 @@ def demo(console: Console, seed: int, folder: Path) -> int:
         f"Each mode: {killed.worker_kills} workers and {killed.broker_kills} brokers killed with kill -9, "
         f"{killed.zombies} zombies. Superseded writes refused: {killed.refused}. Seed {seed}, {seconds:.0f} s.",
         highlight=False,
+        soft_wrap=True,
     )
     _check(console)
     complaints = reckon.verdict(lines)
