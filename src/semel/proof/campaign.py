@@ -107,6 +107,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             trickle=world.trickle,
             zombies_asked=0 if asked.directed else plan.zombies,
             positions=world.positions,
+            outboxes=world.outboxes,
             passed=world.passed,
             say=say,
         )

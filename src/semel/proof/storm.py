@@ -29,8 +29,8 @@ POLL_S = 0.02
 WARM_S = 4.0  # a process that commits nothing for this long is a target all the same
 FAULT_TIMEOUT_S = 10.0  # an armed step that is not reached for this long is given up, by a kill
 ASK_EVERY_S = 0.3
-BATCHES = 4  # at a sink by others, after a claim, until all partitions of a zombie's are surely in other hands
-ZOMBIE_WAIT_S = 40.0
+BATCHES = 2  # written at the sinks by who took over, before its zombie goes on
+ZOMBIE_WAIT_S = 25.0
 REFUSAL_WAIT_S = 8.0
 LATE_S = 2.0  # after its successor was given its partitions; and to be seen afterwards
 LATE_MAX_S = 5.0  # beyond the session: within the transaction timeout
@@ -78,6 +78,7 @@ class Storm:
     session_s: float
     trickle: Callable[[], None]  # input, at its own pace
     positions: Callable[[], Mapping[TopicPartition, int]]  # committed, as they are now
+    outboxes: Callable[[], int]  # how many partitions all sinks' outboxes have
     passed: Callable[[Mapping[TopicPartition, int]], tuple[bool, bool]]  # one topic, all topics went on since
     say: Callable[[str], None]
     zombies_asked: int = 0
@@ -198,6 +199,8 @@ class Storm:
                 slot.succeeded = self._superseded(slot, now)
                 assert slot.fault is not None
                 patience_s = self.session_s + LATE_MAX_S if slot.fault.kind is Kind.LATE else ZOMBIE_WAIT_S
+                if slot.fault.step in SINK_STEPS and now - slot.since < self.session_s / 2:
+                    slot.claims = self.others(slot, Step.CLAIM_AFTER)  # what is claimed so early is no take-over
                 if slot.succeeded or now - slot.since > patience_s:
                     slot.child.signal(signal.SIGCONT)
                     slot.state, slot.since = State.RESUMED, now
@@ -243,8 +246,8 @@ class Storm:
         if not slot.before:  # the broker did not answer when it was stopped
             slot.before = self.positions()
         if slot.fault.step in SINK_STEPS:
-            # A sink's partitions are all claimed before one of them is written by the one who claimed.
-            if slot.batches < 0 and self.others(slot, Step.CLAIM_AFTER) > slot.claims:
+            # Who takes over is given all partitions anew and claims all of them, also those that it had.
+            if slot.batches < 0 and self.others(slot, Step.CLAIM_AFTER) >= slot.claims + self.outboxes():
                 slot.batches = self.others(slot, Step.SINK_AFTER)
             if slot.batches < 0 or self.others(slot, Step.SINK_AFTER) < slot.batches + BATCHES:
                 return False

@@ -193,6 +193,10 @@ class World:
             return False
         return not any(self._reader.read({at: (positions[at], ends[at]) for at in partitions}).values())
 
+    def outboxes(self) -> int:
+        """How many partitions the outboxes of all sinks have."""
+        return sum(len(self._outbox(sink)) for sink in self.graph.sinks)
+
     def _outbox(self, sink: str) -> list[TopicPartition]:
         name = self.prefix + next(w.outbox for w in self.graph.writes() if w.sink is not None and w.sink.name == sink)
         info = self.log.topics().get(name)
