@@ -1,4 +1,4 @@
-"""The planted bugs of `semel verify` still fit the code. That each is found is shown in tests/servers/test_canaries.py."""
+"""The planted bugs of `semel verify` still fit the code. tests/servers/test_canaries.py shows that each is found."""
 
 from __future__ import annotations
 
