@@ -26,7 +26,10 @@ LAWS = {
     "generation-not-checked": {4, 5},
     "late-requests-accepted": {3, 4},
     "markers-without-prepare": {3, 4},
+    "produce-epoch-not-checked": {3, 5},
     "reply-before-sync": {1},
+    "tail-trusted": {1},
+    "timeout-ignored": {3},
     "used-sequence-taken": {2},
 }
 

@@ -106,6 +106,6 @@ def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semel.sim.simulate.check", check)
     whole = world(1)
     assert whole.broken
-    left_out, small = shrink(whole, dice_of(1), tries_max=25)
+    left_out, small = shrink(whole, dice_of(1), tries_max=8)
     assert small.broken and len(small.faults) < len(whole.faults)
     assert world(1, left_out).broken == small.broken

@@ -18,6 +18,7 @@ from semel.broker.records import TxnState
 from semel.client.codes import END_TXN
 from semel.log.errors import JournalFailed
 from semel.log.folder import Folder
+from semel.log.journal import FOLDER
 from semel.log.partition import Partition
 from semel.ports import Random, Step, TopicPartition
 from semel.record import columns, parse_all, parse_marker
@@ -150,7 +151,7 @@ class Cluster:
 
     def calm(self) -> None:
         """From now on the disk does what it is told."""
-        self.disk.cut_at = None
+        self.disk.cut_at = self.disk.cut_on = None
         self.faults.capacity = None
         self.faults.append = self.faults.sync = 0.0
         self.faults.torn = False
@@ -169,13 +170,10 @@ class Cluster:
         self._after(replies)
 
     def _cut_the_end(self) -> None:
-        """The journal's next operation writes decision, markers and completion, the one after it syncs them."""
-        if (
-            self.node is not None
-            and self.node.unsynced
-            and self.rolls.happens(self.profile.at_end, "power cut in an end")
-        ):
-            self.disk.cut_at = self.disk.operations + (2 if self.dice.random() < 0.8 else 1)
+        """Decision, markers and completion are about to be written by one operation of the journal, and synced."""
+        assert self.node is not None
+        if self.node.unsynced and self.rolls.happens(self.profile.at_end, "power cut in an end"):
+            self.disk.cut_on = ("sync" if self.dice.random() < 0.8 else "append", FOLDER)
             self.faults.torn = self.dice.random() < 0.7
 
     def _after(self, replies: Iterable[Reply]) -> None:
@@ -202,6 +200,8 @@ class Cluster:
         if node is None or run != self.run:
             return
         self._syncing = False
+        if node.unsynced and self.rolls.happens(self.profile.bad_sync, "a sync fails"):
+            self.faults.sync = 1.0
         replies = self._survives(lambda: node.synced(node.sync(), self.now_ms))
         if replies is None:
             return

@@ -126,13 +126,15 @@ _Change = Callable[[dict[str, _Inode]], None]
 
 
 class Disk:
-    """`operations` counts appends, syncs, truncations and changes of names; the power fails at number `cut_at`."""
+    """`operations` counts appends, syncs, truncations and changes of names; the power fails at number `cut_at`, or at
+    the kind of operation that `cut_on` names."""
 
     def __init__(self, dice: Random, faults: Faults | None = None) -> None:
         self.dice = dice
         self.faults = faults if faults is not None else Faults()
         self.operations = 0
         self.cut_at: int | None = None
+        self.cut_on: tuple[str, str] | None = None  # the next such operation in this folder
         self.history: list[tuple[str, str]] = []  # (operation, path)
         self._names: dict[str, _Inode] = {}
         self._folders: set[str] = {""}
@@ -287,6 +289,8 @@ class Disk:
         self.operations += 1
         self.history.append((name, path))
         if self.cut_at is not None and self.operations >= self.cut_at:
+            raise PowerCut(f"operation {self.operations}: {name} {path}")
+        if self.cut_on is not None and name == self.cut_on[0] and _parent(path) == self.cut_on[1]:
             raise PowerCut(f"operation {self.operations}: {name} {path}")
 
     def _fails(self, chance: float) -> bool:

@@ -27,6 +27,7 @@ class Profile:
     at_steps: float = 0.0  # crash at a named step of a commit
     at_end: float = 0.03  # the power fails while the end of a transaction is being written
     disk_errors: float = 0.0  # an append or a sync fails
+    bad_sync: float = 0.0  # a sync of the journal fails: what it should have written may be gone, and still reads well
     full: float = 0.0  # the disk is full for a while, per start
     both: float = 0.15  # clients die with the broker
     cut: float = 0.02  # a connection breaks after a request
@@ -48,7 +49,7 @@ class Profile:
 
 PROFILES: Final = (
     Profile("crashes", crashes=16, gap=45),
-    Profile("power", crashes=16, gap=60, power=1.0, both=0.4, checkpoint_bytes=1 << 14),
+    Profile("power", crashes=16, gap=80, power=1.0, at_end=0.2, both=0.5, checkpoint_bytes=1 << 14),
     Profile("ends", crashes=16, gap=120, power=1.0, at_end=0.4, both=0.6, pause=0.0),
     Profile("steps", crashes=14, gap=90, power=0.3, at_steps=0.03, both=0.5),
     Profile("network", crashes=10, gap=90, cut=0.05, silence=0.02, hold=0.25),
@@ -56,7 +57,8 @@ PROFILES: Final = (
     Profile("zombies", crashes=8, gap=150, pause=0.3, kill=0.05),
     Profile("static", crashes=10, gap=90, pause=0.15, kill=0.10, static=True),
     Profile("checkpoints", crashes=16, gap=60, checkpoint_bytes=2_000, segment_bytes=1_024),
-    Profile("disk", crashes=12, gap=80, disk_errors=0.01, full=0.15, checkpoint_bytes=4_000, segment_bytes=2_048),
+    Profile("disk", crashes=12, gap=80, disk_errors=0.03, full=0.15, checkpoint_bytes=4_000, segment_bytes=2_048),
+    Profile("syncs", crashes=16, gap=60, power=1.0, bad_sync=0.15),
     Profile("os", crashes=16, gap=60, power=0.0, durability=OS, checkpoint_bytes=8_000, segment_bytes=2_048),
     Profile("clock", crashes=12, gap=80, jump_ms=250, leave_open=0.1, pause=0.1),
     Profile("aborts", crashes=14, gap=60, abort=0.5, leave_open=0.1, checkpoint_bytes=8_000, segment_bytes=1_024),

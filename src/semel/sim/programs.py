@@ -204,7 +204,7 @@ class Pairs:
             world.scheduler.after(20, self._decide)
             return
         if rolls.happens(profile.leave_open, f"{self.who} leaves its transaction open"):
-            world.scheduler.after(TRANSACTION_TIMEOUT_MS + 200, self._decide)
+            world.scheduler.after(3 * TRANSACTION_TIMEOUT_MS, self._decide)
             return
         if rolls.happens(profile.pause, f"{self.who} stands still, another takes its id"):
             world.counts.zombies += 1

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Final
 
 START_MS: Final = 1_000_000
+MOMENT_MAX: Final = 10_000  # of events in one millisecond: more means that something wakes itself for ever
 
 
 class Stuck(Exception):
-    """What was waited for does not come: nothing more happens, or the time is up."""
+    """What was waited for does not come: nothing more happens, the time is up or stands still."""
 
 
 class Scheduler:
@@ -29,9 +30,13 @@ class Scheduler:
     def run_until(self, done: Callable[[], bool], limit_ms: int, what: str) -> None:
         """`what` is waited for; Stuck when it has not come within `limit_ms`."""
         end_ms = self.now_ms + limit_ms
+        at_once = 0
         while not done():
             if not self._queue or self._queue[0][0] > end_ms:
                 raise Stuck(f"{what}: not within {limit_ms} ms")
+            at_once = at_once + 1 if self._queue[0][0] == self.now_ms else 0
+            if at_once > MOMENT_MAX:
+                raise Stuck(f"{what}: the clock stands still, the same happens again and again")
             self.now_ms, _, action = heapq.heappop(self._queue)
             action()
 

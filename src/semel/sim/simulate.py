@@ -12,6 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
+from semel.log.errors import CorruptJournal, CorruptSegment, FolderError
+
 from . import history as h
 from .checkers import Broken, check
 from .cluster import PARTITIONS, TOPICS, Cluster
@@ -56,6 +58,9 @@ def simulate(seed: int, dice: Dice, *, left_out: Collection[int] = ()) -> Result
         _run(world)
     except Stuck as reason:
         broken.append(Broken(0, str(reason), f"at {scheduler.now_ms}"))
+    except (CorruptJournal, CorruptSegment, FolderError) as error:
+        # No crash may leave a folder that the next start refuses: everything acknowledged in it would be gone.
+        broken.append(Broken(1, f"{type(error).__name__}: {error}", f"at {scheduler.now_ms}"))
     except Exception as error:
         broken.append(Broken(0, f"{type(error).__name__}: {error}", f"at {scheduler.now_ms}, {_place(error)}"))
     # A clock that is put back while a transaction is open lets it live that much longer.
