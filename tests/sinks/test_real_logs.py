@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from semel.contract import AtLeastOnce
+from semel.host.cluster import ClusterLog, open_cluster
 from semel.ports import Log, NewTopic
 from semel.sinks import Lines, SQLite
 from semel.sinks.delivery import Delivery
@@ -57,16 +58,15 @@ class Folder:
         if self._broker is not None:
             self._broker.close()
 
-    def open(self, group: str | None = None) -> Log:
+    def open(self, group: str | None = None, transactional_id: str | None = None) -> Log:
         log: Log
         if self._broker is not None:
-            from semel.host.cluster import open_cluster
-
-            log = open_cluster(f"kafka://{self._broker.address}", group=group, session_timeout_ms=2_000)
+            url = f"kafka://{self._broker.address}"
+            log = open_cluster(url, group=group, transactional_id=transactional_id, session_timeout_ms=2_000)
         else:
             from semel.host.embedded import EmbeddedLog
 
-            log = EmbeddedLog(self._engine, group=group)
+            log = EmbeddedLog(self._engine, group=group, transactional_id=transactional_id)
         self._open.append(log)
         return log
 
@@ -89,9 +89,17 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     made.close()
 
 
-def put(folder: Folder, sink: SQLite, *values: Total) -> None:
+class Nobody:
+    """A listener that does nothing."""
+
+    def assigned(self, partitions: object) -> None: ...
+    def revoked(self, partitions: object) -> None: ...
+    def lost(self, partitions: object) -> None: ...
+
+
+def put(folder: Folder, sink: SQLite, *values: Total, partitions: int = 2) -> None:
     log = folder.open()
-    log.create([NewTopic(OUTBOX, 2, EVER)])
+    log.create([NewTopic(OUTBOX, partitions, EVER)])
     write = log.writer(OUTBOX)
     for value in values:
         write(-1, sink.encode_key(value), sink.encode_value(value), 1_000, None)
@@ -160,6 +168,34 @@ def test_a_folder_put_back_stops_the_delivery(folder: Folder, tmp_path: Path, we
     with pytest.raises(Diverged, match="with the id" if went_on else "now ends at"):
         deliver(folder, sink)
     assert shown(sink) == pairs(some("a", 20), some("b", 20))
+
+
+@pytest.mark.parametrize("before", [0, 5], ids=["nothing-before", "records-before"])
+def test_a_folder_put_back_behind_an_aborted_tail_stops_the_delivery(
+    folder: Folder, tmp_path: Path, before: int
+) -> None:
+    """S12: the position at the sink has passed an aborted transaction that the copy does not have; new records lie at
+    its offsets, and the last record delivered, below them, is still the same."""
+    sink = SQLite(tmp_path / "sink.db", "totals", key="customer")
+    put(folder, sink, *some("a", before), partitions=1)
+    assert deliver(folder, sink) == before
+    folder.keep_a_copy()
+    log = folder.open("other", "other.0")
+    log.join([OUTBOX], Nobody())
+    log.begin()
+    write = log.writer(OUTBOX)
+    for value in some("aborted", 5_000):  # more than waits to be handed over
+        write(0, sink.encode_key(value), sink.encode_value(value), 1_000, None)
+    if isinstance(log, ClusterLog):
+        assert log._transactions is not None and log._transactions._producer is not None
+        assert log._transactions._producer.flush(10) == 0
+    log.abort()
+    assert deliver(folder, sink) == 0
+    folder.put_the_copy_back()
+    put(folder, sink, *some("b", 6_000), partitions=1)
+    with pytest.raises(Diverged, match="which never came"):
+        deliver(folder, sink)
+    assert shown(sink) == pairs(some("a", before))
 
 
 def test_a_topic_made_anew_stops_the_delivery(folder: Folder, tmp_path: Path) -> None:

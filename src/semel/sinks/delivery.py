@@ -239,6 +239,8 @@ class Delivery:
             lane.mark = origin.mark_of(last, self._run_id(last.leader_epoch))
         elif self._now_ms - lane.written_ms < IDLE_MS:
             return 0  # markers and aborted records: their offsets travel with the next rows
+        else:
+            lane.mark = lane.mark or origin.NOTHING
         assert lane.next > lane.position, (lane.next, lane.position)
         outcome = self._written(lane, claim, rows)
         match outcome:

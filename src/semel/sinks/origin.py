@@ -22,7 +22,7 @@ RUNS_TOPIC = "__semel_runs"
 
 
 class Mark(NamedTuple):
-    offset: int
+    offset: int  # -1: no record was delivered yet, only what no reader sees was passed
     epoch: int
     run: str  # "" where the log has no runs
     checksum: int
@@ -40,6 +40,9 @@ def parsed(text: str) -> Mark | None:
         return Mark(int(offset), int(epoch), "" if run == "-" else run, int(checksum, 16))
     except ValueError:
         raise Diverged(f"the position's run {text!r} was not written by semel: put the former text back.") from None
+
+
+NOTHING = str(Mark(-1, -1, "", 0))  # beside a position that is past aborted records and markers only
 
 
 def mark_of(records: Records, run: str) -> str:
@@ -90,9 +93,15 @@ def validate(log: Log, at: TopicPartition, position: int, run: str, known: Mappi
             f"{place}; its last record was written in run {mark.epoch} with the id {mark.run}, and this log has "
             f"{told} there: it is another log, or it was put back from a copy and went another way. {_CHOICE}"
         )
+    there, unseen = _from_mark(log, at, max(start, mark.offset), position, mark.offset)
+    if unseen >= 0:
+        # The position had passed what no reader sees (aborted records), and the log went back to before that.
+        raise Diverged(
+            f"{place}; its last record was the one at {mark.offset}, and now there is one at {unseen}, which never came "
+            f"there: the log went back behind the sink and went on. {_CHOICE}"
+        )
     if mark.offset < start:
         return  # delivered, and deleted since
-    there = next((records for records in log.read(at, mark.offset, mark.offset + 1) if records.offsets), None)
     if there is None or there.offsets[0] != mark.offset:
         raise Diverged(f"{place}; of its last record, at {mark.offset}, the log holds nothing now. {_CHOICE}")
     first, last = there.first_epoch, there.leader_epoch
@@ -106,6 +115,17 @@ def validate(log: Log, at: TopicPartition, position: int, run: str, known: Mappi
         )
     if checksum(there, 0) != mark.checksum:
         raise Diverged(f"{place}; another record is at {mark.offset} now than the one delivered. {_CHOICE}")
+
+
+def _from_mark(log: Log, at: TopicPartition, start: int, position: int, mark: int) -> tuple[Records | None, int]:
+    """The first records in [start, position), and the offset of one behind the mark; -1: none, as it must be."""
+    there: Records | None = None
+    for records in log.read(at, start, position):
+        there = there or (records if records.offsets else None)
+        for offset in records.offsets:
+            if mark < offset < position:
+                return there, offset
+    return there, -1
 
 
 _CHOICE = (
