@@ -59,6 +59,14 @@ class Config:
             changes[name] = _value(key, text, getattr(_DEFAULT, name))
         return replace(_DEFAULT, **changes)
 
+    def topic_defaults(self) -> dict[str, str]:
+        """What holds for a topic that says nothing of its own."""
+        return TOPIC_DEFAULTS | {
+            "max.message.bytes": str(self.message_max_bytes),
+            "segment.bytes": str(self.log_segment_bytes),
+            "flush.messages": "1" if self.durability == FSYNC else str(2**63 - 1),
+        }
+
     def described(self) -> dict[str, str]:
         """All settings as Kafka's tools show them."""
         return {key: _text(getattr(self, name)) for key, name in _NAMES.items()}
@@ -112,8 +120,9 @@ _DEFAULT: Final = Config()
 
 # --- Topics -----------------------------------------------------------------------------------------------------
 
-# What a topic may be given, with what holds when it is not. Stored and reported; `enforced_by` in docs says which of
-# them this broker acts on.
+# What a topic may be given, with what holds when it is not. All are stored and reported. Acted on is max.message.bytes;
+# nothing is deleted by age or size and nothing is compacted yet, so retention and compaction settings only tell readers
+# what the topic is for, and the defaults say what is so: no limit.
 TOPIC_DEFAULTS: Final[dict[str, str]] = {
     "cleanup.policy": "delete",
     "compression.type": "producer",
@@ -132,7 +141,7 @@ TOPIC_DEFAULTS: Final[dict[str, str]] = {
     "min.insync.replicas": "1",
     "preallocate": "false",
     "retention.bytes": "-1",
-    "retention.ms": "604800000",
+    "retention.ms": "-1",
     "segment.bytes": "1073741824",
     "segment.index.bytes": "10485760",
     "segment.jitter.ms": "0",

@@ -1,7 +1,8 @@
 """Configurations of topics and of the broker: DescribeConfigs, IncrementalAlterConfigs, AlterConfigs.
 
 A topic's settings are stored and reported; those of the broker are reported, and given at its start (`--set`).
-Invariant: a setting that this broker would not act on as its name says is refused, not swallowed (`config`).
+Invariant: what is reported is what was given, or what holds. A value that a client could not live without and that this
+broker does not serve (append times, another compression) is refused; which ones are only stored, `config` says.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def describe_configs(broker: Broker, request: Request, now_ms: int) -> Ready:
                 _row(
                     key, topic.config.get(key, default), _FROM_TOPIC if key in topic.config else _FROM_DEFAULT, synonyms
                 )
-                for key, default in TOPIC_DEFAULTS.items()
+                for key, default in broker.config.topic_defaults().items()
             ]
         elif kind == BROKER and name in ("", str(broker.config.node_id)):
             rows = [_row(key, value, _FROM_BROKER, synonyms, True) for key, value in broker.config.described().items()]

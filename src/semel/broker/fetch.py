@@ -105,7 +105,7 @@ def fetch(broker: Broker, request: Request, now_ms: int) -> Ready:
     if not enough:
         wait_ms = milliseconds(message.max_wait)
         if wait_ms > 0:
-            broker.waits.add(Wait(request, now_ms + wait_ms, _keys(broker, message)))
+            broker.waits.add(Wait(request, now_ms + wait_ms, _keys(broker, request)))
             return NOTHING
     return Ready((), (Reply(request.connection, request.token, response, NOW),))
 
@@ -135,20 +135,19 @@ def closed(broker: Broker, connection: int) -> None:
         broker.waits.end(wait)
 
 
-def _keys(broker: Broker, message: Any) -> tuple[PartitionKey, ...]:
+def _keys(broker: Broker, request: Request) -> tuple[PartitionKey, ...]:
     found = []
-    for wanted in message.topics:
-        topic = _topic(broker, wanted)
+    for wanted in request.message.topics:
+        topic = _topic(broker, wanted, request.version)
         if topic is not None:
             found += [(topic.number, partition.partition) for partition in wanted.partitions]
     return tuple(found)
 
 
-def _topic(broker: Broker, wanted: Any) -> Topic | None:
-    topic_id = getattr(wanted, "topic_id", None)
-    if topic_id is not None:
-        return broker.state.topics_by_id.get(topic_id)
-    return broker.state.topics.get(wanted.topic)
+def _topic(broker: Broker, wanted: Any, version: int) -> Topic | None:
+    """From version 13 on by id alone, before by name."""
+    state = broker.state
+    return state.topics_by_id.get(wanted.topic_id) if version >= 13 else state.topics.get(wanted.topic)
 
 
 def _read(broker: Broker, request: Request) -> tuple[FetchResponse, bool]:
@@ -161,74 +160,63 @@ def _read(broker: Broker, request: Request) -> tuple[FetchResponse, bool]:
     tell = False
     topics = []
     for wanted_topic in message.topics:
-        topic = _topic(broker, wanted_topic)
-        partitions = []
+        topic = _topic(broker, wanted_topic, request.version)
+        rows = []
         for wanted in wanted_topic.partitions:
             partition = None if topic is None else topic.partition(wanted.partition)
-            if topic is None or partition is None:
-                error = Error.UNKNOWN_TOPIC_ID if by_id and topic is None else Error.UNKNOWN_TOPIC_OR_PARTITION
-                partitions.append(_refused(wanted.partition, error, partition))
-                tell = True
-                continue
-            refusal = _epoch_refuses(broker, partition, wanted)
+            refusal = _refusal(broker, topic, partition, wanted, by_id)
             if refusal is not None:
-                partitions.append(refusal)
+                rows.append(refusal)
                 tell = True
                 continue
-            offset = wanted.fetch_offset
-            if not partition.start_offset <= offset <= partition.end_offset:
-                partitions.append(_refused(wanted.partition, Error.OFFSET_OUT_OF_RANGE, partition))
-                tell = True
-                continue
+            assert partition is not None
             # The first batch of the reply comes whole, however large, so that a small limit stops nobody (KIP-74).
-            read = partition.read(
-                offset, min(wanted.partition_max_bytes, max(left, 0)), committed=committed, min_one=total == 0
-            )
-            size = 0
+            limit = min(wanted.partition_max_bytes, max(left, 0))
+            read = partition.read(wanted.fetch_offset, limit, committed=committed, min_one=total == 0)
             for chunk in read.chunks:
-                size += len(chunk)
-            total += size
-            left -= size
-            partitions.append(
+                total += len(chunk)
+                left -= len(chunk)
+            aborted = [AbortedTransaction(*row) for row in read.aborted] if committed else None
+            rows.append(
                 PartitionData(
                     wanted.partition,
                     0,
                     read.high_watermark,
                     read.last_stable_offset,
                     read.start_offset,
-                    aborted_transactions=[AbortedTransaction(*row) for row in read.aborted] if committed else None,
+                    aborted_transactions=aborted,
                     records=read.chunks,
                 )
             )
-        topics.append(
-            FetchableTopicResponse(
-                topic_id=None if topic is None else topic.id,
-                partitions=partitions,
-                topic=getattr(wanted_topic, "topic", "") or "",
-            )
-            if topic is not None
-            else FetchableTopicResponse(
-                topic_id=getattr(wanted_topic, "topic_id", None),
-                partitions=partitions,
-                topic=getattr(wanted_topic, "topic", "") or "",
-            )
-        )
-    enough = tell or total >= message.min_bytes or not topics
-    return FetchResponse(responses=topics), enough
+        if by_id:
+            topics.append(FetchableTopicResponse(wanted_topic.topic_id, rows))
+        else:
+            topics.append(FetchableTopicResponse(None, rows, wanted_topic.topic))
+    return FetchResponse(responses=topics), tell or total >= message.min_bytes or not topics
 
 
-def _epoch_refuses(broker: Broker, partition: Partition, wanted: Any) -> PartitionData | None:
-    """KIP-320: a client that knows another run than this one, or whose log has parted from ours, is told so."""
+def _refusal(
+    broker: Broker, topic: Topic | None, partition: Partition | None, wanted: Any, by_id: bool
+) -> PartitionData | None:
+    """The row that says why there is nothing to read here, None when there may be."""
+    index = wanted.partition
+    if partition is None:
+        error = Error.UNKNOWN_TOPIC_ID if by_id and topic is None else Error.UNKNOWN_TOPIC_OR_PARTITION
+        return _refused(index, error, None)
     current = getattr(wanted, "current_leader_epoch", -1)
     if current not in (-1, broker.state.run):
+        # KIP-320: a client that knows another run than this one is told so.
         error = Error.FENCED_LEADER_EPOCH if current < broker.state.run else Error.UNKNOWN_LEADER_EPOCH
-        return _refused(wanted.partition, error, partition, broker.fetch_leader)
+        return _refused(index, error, partition, broker.fetch_leader)
     last = getattr(wanted, "last_fetched_epoch", -1)
     if last >= 0:
         epoch, end_offset = partition.epoch_end(last)
+        if epoch < 0:
+            return _refused(index, Error.OFFSET_OUT_OF_RANGE, partition)  # a run that this log has never seen
         if epoch != last or end_offset < wanted.fetch_offset:
+            # The client's log has parted from ours: it is told where (KIP-595).
             return PartitionData(
-                wanted.partition,
+                index,
                 0,
                 partition.high_watermark,
                 partition.last_stable_offset,
@@ -236,6 +224,8 @@ def _epoch_refuses(broker: Broker, partition: Partition, wanted: Any) -> Partiti
                 diverging_epoch=FetchEpochEndOffset(epoch, end_offset),
                 records=(),
             )
+    if not partition.start_offset <= wanted.fetch_offset <= partition.end_offset:
+        return _refused(index, Error.OFFSET_OUT_OF_RANGE, partition)
     return None
 
 

@@ -111,6 +111,8 @@ class Groups:
                 if not offsets:
                     del group.pending[pending_id]
                     self.by_producer[pending_id].discard(group.id)
+                    if not self.by_producer[pending_id]:
+                        del self.by_producer[pending_id]
             self._forget_if_empty(group)
 
     def _metadata(self, group_id: str, value: bytes | None, position: int) -> None:

@@ -124,7 +124,7 @@ def _enter(
     membership.add(member)
     if member.instance_id is not None:
         _record_name(broker, draft, membership.id, member.instance_id, member_id, now_ms)
-    _await_join(broker, member, request)
+    _await_join(broker, draft, member, request)
     _rebalance(broker, draft, membership, now_ms)
 
 
@@ -149,7 +149,7 @@ def _rejoin(
         draft.replies.append(_joined(membership, member, Waiting.of(request)))
         return
     _update(member, request, protocols, now_ms)
-    _await_join(broker, member, request)
+    _await_join(broker, draft, member, request)
     _rebalance(broker, draft, membership, now_ms)
 
 
@@ -171,7 +171,11 @@ def _update(member: LiveMember, request: Request, protocols: Protocols, now_ms: 
     member.seen(now_ms)
 
 
-def _await_join(broker: Broker, member: LiveMember, request: Request) -> None:
+def _await_join(broker: Broker, draft: Draft, member: LiveMember, request: Request) -> None:
+    if member.joining is not None:
+        # Asked again: the answer goes to the newer request, but none is left without one.
+        response = JoinGroupResponse(error_code=Error.REBALANCE_IN_PROGRESS, member_id=member.id)
+        draft.replies.append(_join_reply(member.joining, response, NOW))
     member.joining = Waiting.of(request)
     broker.group_waits.setdefault(request.connection, set()).add(request.message.group_id)
 
@@ -207,7 +211,7 @@ def _replace(
         draft.replies.append(_joined(membership, member, Waiting.of(request), old_leader))
         return
     _record_name(broker, draft, membership.id, instance_id, new_id, now_ms)
-    _await_join(broker, member, request)
+    _await_join(broker, draft, member, request)
     _rebalance(broker, draft, membership, now_ms)
 
 
@@ -362,6 +366,10 @@ def sync_group(broker: Broker, request: Request, now_ms: int) -> Ready:
     if membership.phase is Phase.STABLE:
         draft.replies.append(_synced(membership, member, Waiting.of(request)))
         return draft.ready()
+    if member.syncing is not None:
+        former = member.syncing
+        again = SyncGroupResponse(0, Error.REBALANCE_IN_PROGRESS)
+        draft.replies.append(Reply(former.connection, former.token, again, NOW))
     member.syncing = Waiting.of(request)
     broker.group_waits.setdefault(request.connection, set()).add(membership.id)
     if membership.leader == member.id:

@@ -21,7 +21,7 @@ from semel.broker.admin_messages import (
     DeleteRecordsTopicResult,
     DeleteTopicsResponse,
 )
-from semel.broker.config import TOPIC_DEFAULTS, refused_topic_config
+from semel.broker.config import refused_topic_config
 from semel.broker.draft import Draft
 from semel.broker.errors import Error
 from semel.broker.events import Ready, Reply, Request
@@ -32,7 +32,7 @@ from semel.broker.messages import (
     MetadataResponseTopic,
 )
 from semel.broker.offset_records import OffsetKey, encode_key
-from semel.broker.records import StartOffset, TopicDeleted
+from semel.broker.records import StartOffset, TopicCreated, TopicDeleted
 from semel.broker.state import OFFSETS_TOPIC, State, Topic, created
 from semel.ports import Random
 from semel.record.batch import encode
@@ -121,7 +121,7 @@ def _topic(broker: Broker, name: str, topic_id: UUID, count: int, internal: bool
 
 def create(draft: Draft, broker: Broker, name: str, partitions: int, config: dict[str, str]) -> UUID:
     topic_id = new_id(broker.dice)
-    drafted = sum(1 for record, _ in draft.records if type(record).__name__ == "TopicCreated")
+    drafted = sum(isinstance(record, TopicCreated) for record, _ in draft.records)
     draft.add(created(broker.state.next_topic + drafted, name, topic_id, partitions, config))
     return topic_id
 
@@ -145,7 +145,7 @@ def create_topics(broker: Broker, request: Request, now_ms: int) -> Ready:
             topic_id = create(draft, broker, wanted.name, refusal, config)
         shown = [
             CreatableTopicConfigs(key, config.get(key, default), False, 1 if key in config else 5)
-            for key, default in TOPIC_DEFAULTS.items()
+            for key, default in broker.config.topic_defaults().items()
         ]
         results.append(CreatableTopicResult(wanted.name, topic_id, 0, None, 0, refusal, 1, shown))
     draft.replies.append(Reply(request.connection, request.token, CreateTopicsResponse(topics=results)))
