@@ -97,8 +97,8 @@ def validate(log: Log, at: TopicPartition, position: int, run: str, known: Mappi
     if unseen >= 0:
         # The position had passed what no reader sees (aborted records), and the log went back to before that.
         raise Diverged(
-            f"{place}; its last record was the one at {mark.offset}, and now there is one at {unseen}, which never came "
-            f"there: the log went back behind the sink and went on. {_CHOICE}"
+            f"{place}; its last record was the one at {mark.offset}, and now there is one at {unseen}, which never "
+            f"came there: the log went back behind the sink and went on. {_CHOICE}"
         )
     if mark.offset < start:
         return  # delivered, and deleted since
