@@ -105,6 +105,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             crashes=asked.crashes,
             session_s=session_ms / 1000,
             trickle=world.trickle,
+            commit=_commit_step(asked.mode),
             zombies_asked=0 if asked.directed else plan.zombies,
             positions=world.positions,
             outboxes=world.outboxes,
@@ -184,6 +185,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             asked.crashes,
             {name: connection for name, (_, connection) in sinks.items()},
             say,
+            commit=_commit_step(asked.mode),
         )
         storm.prepare(given, slices=asked.crashes * 2 + 4)
         storm.run()
@@ -209,6 +211,10 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             say(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _commit_step(mode: Mode) -> Step:
+    return Step.COMMIT_AFTER if mode is Mode.EXACTLY_ONCE else Step.OFFSETS_AFTER
 
 
 def _reachable(graph: g.Graph, prefix: str) -> dict[str, Any]:

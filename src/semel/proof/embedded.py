@@ -49,6 +49,7 @@ class EmbeddedStorm:
     crashes: int
     sinks: Mapping[str, SinkConnection]
     say: Callable[[str], None]
+    commit: Step = Step.COMMIT_AFTER  # what a worker's commit ends with: offsets.after outside exactly-once
     kills_worker: int = 0
     kills_broker: int = 0
     zombies: int = 0
@@ -117,7 +118,7 @@ class EmbeddedStorm:
 
     def _strike(self, child: Child, fault: Fault) -> Child:
         """Waits until the fault has struck; returns the child that goes on."""
-        began, commits, running = time.monotonic(), child.hit(Step.COMMIT_AFTER), False
+        began, commits, running = time.monotonic(), child.hit(self.commit), False
         while True:
             if not running and (running := child.running() or time.monotonic() - began > START_S):
                 began = time.monotonic()
@@ -133,7 +134,7 @@ class EmbeddedStorm:
             waited = time.monotonic() - began if running else 0.0
             if fault.kind is Kind.ZOMBIE and child.stopped():
                 return self._succeed(child)
-            moved = child.hit(Step.COMMIT_AFTER) > commits
+            moved = child.hit(self.commit) > commits
             if fault.kind is Kind.LEAVE and (moved or waited > FAULT_WAIT_S):
                 if (code := child.leave()) != 0:
                     self.failures.append(f"{child.name} left with exit code {code}:\n{child.tail()}")
@@ -146,7 +147,7 @@ class EmbeddedStorm:
         for step in STEPS:
             arm(child.armed, step, 0)
         self.kills_worker += 1
-        moved = self.hit(Step.COMMIT_AFTER)
+        moved = self.hit(self.commit)
         self.moved_kills += moved > self._moved_at_kill
         self._moved_at_kill = moved
         self.say(f"{child.name}: {fault.kind.value}" + (f" ({fault.step.value})" if fault.step else ""))
@@ -165,7 +166,7 @@ class EmbeddedStorm:
         rows = self._rows()
         successor.start()
         deadline = time.monotonic() + SUCCESSOR_WAIT_S
-        while not (superseded := successor.hit(Step.COMMIT_AFTER) > 0 and self._written_since(rows)):
+        while not (superseded := successor.hit(self.commit) > 0 and self._written_since(rows)):
             if successor.exit_code() is not None:
                 raise ProofError(f"the successor of a zombie does not go on:\n{successor.tail(30)}")
             if time.monotonic() > deadline:
@@ -212,7 +213,7 @@ class EmbeddedStorm:
                 alive.start()
             seen, quiet_since = (-1, -1), time.monotonic()
             while time.monotonic() - quiet_since < QUIET_S or not alive.running():
-                now = (alive.hit(Step.COMMIT_AFTER), alive.hit(Step.SINK_AFTER))
+                now = (alive.hit(self.commit), alive.hit(Step.SINK_AFTER))
                 if now != seen:
                     seen, quiet_since = now, time.monotonic()
                 if alive.exit_code() is not None:

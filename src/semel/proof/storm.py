@@ -81,6 +81,7 @@ class Storm:
     outboxes: Callable[[], int]  # how many partitions all sinks' outboxes have
     passed: Callable[[Mapping[TopicPartition, int]], tuple[bool, bool]]  # one topic, all topics went on since
     say: Callable[[str], None]
+    commit: Step = Step.COMMIT_AFTER  # what a worker's commit ends with: offsets.after outside exactly-once
     zombies_asked: int = 0
     kills_worker: int = 0
     kills_broker: int = 0
@@ -98,9 +99,9 @@ class Storm:
 
     def progress(self) -> int:
         """Committed transactions of all workers so far: input moved when this grew."""
-        return sum(slot.child.hit(Step.COMMIT_AFTER) for slot in self.slots)
+        return sum(slot.child.hit(self.commit) for slot in self.slots)
 
-    def others(self, slot: Slot, step: Step = Step.COMMIT_AFTER) -> int:
+    def others(self, slot: Slot, step: Step) -> int:
         return sum(other.child.hit(step) for other in self.slots if other is not slot)
 
     # --- the storm ---
@@ -165,7 +166,7 @@ class Storm:
         slot.fault = slot.queue.popleft() if slot.queue else None
         slot.state = State.RUNNING if slot.fault else State.IDLE
         slot.since = time.monotonic()
-        slot.commits = slot.child.hit(Step.COMMIT_AFTER)
+        slot.commits = slot.child.hit(self.commit)
         slot.heir, slot.succeeded, slot.batches = None, False, -1
 
     def _needed(self, slot: Slot) -> bool:
@@ -190,7 +191,7 @@ class Storm:
         match slot.state:
             case State.RUNNING:
                 assert slot.fault is not None
-                commits = slot.child.hit(Step.COMMIT_AFTER) - slot.commits
+                commits = slot.child.hit(self.commit) - slot.commits
                 if (commits >= min(slot.fault.nth, 3) or now - slot.since > WARM_S) and not self._needed(slot):
                     self._arm(slot)
             case State.ARMED:
@@ -215,10 +216,10 @@ class Storm:
             slot.state, slot.since = State.STOPPED, now
             self._remember(slot)
             slot.refusals = self._refusals(slot)
-            slot.commits = slot.child.hit(Step.COMMIT_AFTER)
+            slot.commits = slot.child.hit(self.commit)
             self._strike(slot.fault)
         elif slot.fault.kind in (Kind.RANDOM, Kind.LEAVE):
-            moved = slot.child.hit(Step.COMMIT_AFTER) > slot.commits
+            moved = slot.child.hit(self.commit) > slot.commits
             # Nobody is asked to leave while a stopped process may hold the lock of a file (FAULTS S14).
             free = slot.fault.kind is Kind.RANDOM or not self._needed(slot)
             if now - slot.since > slot.fault.after * 0.8 and (moved or now - slot.since > WARM_S) and free:
@@ -280,7 +281,7 @@ class Storm:
     def _arm(self, slot: Slot) -> None:
         assert slot.fault is not None
         slot.state, slot.since = State.ARMED, time.monotonic()
-        slot.commits = slot.child.hit(Step.COMMIT_AFTER)
+        slot.commits = slot.child.hit(self.commit)
         if slot.fault.step is not None:
             what = signal.SIGSTOP if slot.fault.kind in (Kind.ZOMBIE, Kind.LATE) else signal.SIGKILL
             arm(slot.child.armed, slot.fault.step, what)
@@ -329,7 +330,7 @@ class Storm:
         """Its partitions go to another, which commits, is killed and has lost its local state; what it comes back
         with is what the changelogs say while the first one's transaction may still be open (P1)."""
         if slot.heir is not None:
-            moved = slot.heir.child.hit(Step.COMMIT_AFTER) - slot.heir.commits
+            moved = slot.heir.child.hit(self.commit) - slot.heir.commits
             if moved >= 4 or now - slot.since > 2 * WARM_S:
                 self._fresh(slot, start=True)
             return
@@ -348,7 +349,7 @@ class Storm:
         for stores in heir.child.state.glob("slot-*/stores"):
             shutil.rmtree(stores)
         heir.child.start()
-        heir.commits, heir.since = heir.child.hit(Step.COMMIT_AFTER), now
+        heir.commits, heir.since = heir.child.hit(self.commit), now
         heir.state = State.RUNNING if heir.fault else State.IDLE
         slot.heir, slot.since = heir, now
 
