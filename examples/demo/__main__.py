@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import psycopg
+from confluent_kafka import KafkaException
 from examples.demo import data, outputs, reckon
 from examples.demo.reckon import Line
 from examples.demo.run import APP, ROOT, DemoFailed, Place, Run
@@ -43,7 +44,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what it started, however it is asked to end
     try:
         code = demo(console, int(seed), folder)
-    except (DemoFailed, SemelError) as failed:
+    except (DemoFailed, SemelError, KafkaException) as failed:
         console.print(f"error: {failed}", markup=False, highlight=False)
         console.print(f"The logs of its processes are kept in {folder}", markup=False, highlight=False)
         return 1

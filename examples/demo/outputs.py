@@ -7,12 +7,12 @@ nothing in an outbox beyond the positions that lie beside the rows.
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -23,6 +23,7 @@ APP = "flights"
 REPARTITION = "flights-days-repartition"
 OUTBOXES = {"totals": "flights-totals-outbox", "alerts": "flights-alerts-outbox"}
 ASK_S = 5.0
+SILENCE_S = 30.0
 
 
 class Watch:
@@ -110,11 +111,14 @@ class Watch:
 def _to_the_end(reader: Consumer, partitions: int) -> Iterator[bytes]:
     """The values of an assigned reader, until every partition has reached its end."""
     ended: set[int] = set()
-    deadline = time.monotonic() + 60
+    heard = time.monotonic()
     while len(ended) < partitions:
-        if time.monotonic() > deadline:
+        messages = reader.consume(10_000, 0.1)
+        if messages:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > SILENCE_S:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        for message in reader.consume(10_000, 0.2):
+        for message in messages:
             error = message.error()
             if error is None:
                 yield message.value() or b""
@@ -124,9 +128,21 @@ def _to_the_end(reader: Consumer, partitions: int) -> Iterator[bytes]:
                 raise KafkaException(error)
 
 
+class _Told(msgspec.Struct):
+    carrier: str
+    day: str
+    flights: int
+    cancelled: int
+    delay: int
+    worst: int
+
+
+_decoded = msgspec.json.Decoder(_Told).decode
+
+
 def _total(value: bytes) -> tuple[Day, Total]:
-    found = json.loads(value)
-    return (found["carrier"], found["day"]), Total(*(found[name] for name in Total._fields))
+    found = _decoded(value)
+    return (found.carrier, found.day), Total(found.flights, found.cancelled, found.delay, found.worst)
 
 
 def postgres_totals(dsn: str) -> tuple[dict[Day, Total], int]:

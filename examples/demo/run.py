@@ -102,6 +102,7 @@ class Run:
             raise DemoFailed(f"{self.mode}: {self.acknowledged:,} of {len(self.stream):,} records were acknowledged")
         self._until(self._all_done, 120, "everything fed is processed")
         self._until(self._all_delivered, 120, "everything is delivered")
+        self._say("everything is delivered", "")
         return self.watch
 
     def stop(self) -> None:
