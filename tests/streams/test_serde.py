@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semel.streams.infer import make_up, without_none
-from semel.streams.serde import NoSerde, hashable, immutable, serde_of
+from semel.streams.serde import NoSerde, NotFinite, hashable, immutable, serde_of
 
 
 class Colour(Enum):
@@ -128,3 +129,31 @@ def test_what_may_be_shared_and_what_may_be_a_key() -> None:
     assert not immutable([]) and not immutable(([],)) and not immutable(Outer("a", None, (), {}))
     assert hashable(str) and hashable(tuple[str, ...]) and hashable(Point) and hashable(Outer)
     assert not hashable(list[str]) and not hashable(tuple[list[str], int])
+
+
+class Measured(msgspec.Struct, frozen=True):
+    worst: float | None
+    all: tuple[float, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("of", "value"),
+    [
+        (float, math.inf),
+        (float, math.nan),
+        (Measured, Measured(math.inf)),
+        (Measured, Measured(1.0, (0.5, -math.inf))),
+        (dict[str, float], {"a": math.nan}),
+        (tuple[str, float | None], ("a", math.nan)),
+        (dict, {"a": [1, math.inf]}),
+    ],
+    ids=str,
+)
+def test_what_json_cannot_hold_is_refused(of: Any, value: Any) -> None:
+    """msgspec writes NaN and the infinities as null: a state would come back as another one (law 6), or not at all."""
+    with pytest.raises(NotFinite, match=r"nan|inf"):
+        serde_of(of).encode(value)
+
+
+def test_a_null_that_was_meant_travels() -> None:
+    assert serde_of(Measured).decode(serde_of(Measured).encode(Measured(None))) == Measured(None)

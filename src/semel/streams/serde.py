@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from uuid import UUID
 
 import msgspec
 
+from semel.errors import SemelError
+
 SCALARS: tuple[type, ...] = (str, bytes, int, float, bool, Decimal, datetime, date, time, timedelta, UUID)
 
 # Types whose equal values always have equal bytes and whose hash is theirs: the rest is compared by bytes only.
@@ -33,6 +36,10 @@ IMMUTABLE: tuple[type, ...] = (str, bytes, int, float, bool, Decimal, datetime, 
 
 class NoSerde(Exception):
     """Why a type cannot travel; the builder adds the place."""
+
+
+class NotFinite(SemelError):
+    """A value with a NaN or an infinity in it, which would come back as another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +115,46 @@ def _build(of: Any) -> Serde:
     check = of if isinstance(of, type) and not typing.get_args(of) and not typing.is_typeddict(of) else None
     if check is float:
         check = None  # an int is a fine float
-    encoder = msgspec.json.Encoder(order="deterministic")
-    return Serde(of, encoder.encode, decoder.decode, check)
+    encode = msgspec.json.Encoder(order="deterministic").encode
+    return Serde(of, _finite(of, encode) if _may_be_float(info, set()) else encode, decoder.decode, check)
+
+
+def _finite(of: Any, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """JSON has no NaN and no infinities, and msgspec writes them as null: another value, or none, would be read."""
+
+    def encoded(value: Any) -> bytes:
+        data = encode(value)
+        if b"null" in data and (found := not_finite(value)):
+            raise NotFinite(f"{found} in a {type_name(of)} is no finite number; JSON has no such value: {value!r:.200}")
+        return data
+
+    return encoded
+
+
+def not_finite(value: Any) -> str:
+    """The first NaN or infinity in a value, with its place in it; "" when there is none."""
+    return _not_finite(msgspec.to_builtins(value, builtin_types=(float,), str_keys=True), "")
+
+
+def _not_finite(value: Any, place: str) -> str:
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{place}={value}" if place else str(value)
+    if isinstance(value, dict):
+        parts = [(f"{place}.{name}" if place else str(name), part) for name, part in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(f"{place}[{index}]", part) for index, part in enumerate(value)]
+    else:
+        return ""
+    return next((found for name, part in parts if (found := _not_finite(part, name))), "")
+
+
+def _may_be_float(info: Any, seen: set[int]) -> bool:
+    if isinstance(info, msgspec.inspect.FloatType | msgspec.inspect.AnyType):
+        return True
+    if id(info) in seen:
+        return False
+    seen.add(id(info))
+    return any(_may_be_float(child, seen) for child in _children(info))
 
 
 def _strange(info: Any, seen: set[int]) -> str:

@@ -21,7 +21,7 @@ import msgspec
 from semel.errors import SemelError
 from semel.ports import Headers, Store, Write
 from semel.streams.graph import Fold, label
-from semel.streams.serde import type_name
+from semel.streams.serde import NotFinite, type_name
 from semel.streams.trace import ORIGIN, node_name
 
 CACHE_KEYS_MAX = 500_000  # per state and task; beyond it the longest unchanged clean entries go, the store has them
@@ -168,7 +168,10 @@ class State:
                         f"{label(self._fold)} returned a {type_name(type(state))} for key {key!r}, its state is "
                         f"{self._fold.state.name}. Say state=TYPE, or mend the function.",
                     )
-                data = encode(state)
+                try:
+                    data = encode(state)
+                except NotFinite as why:
+                    raise SemelError(f"{label(self._fold)}, key {key!r}: {why}") from None
             if trace:
                 headers = [(ORIGIN, node + self.origins[key] + b"0")]
             write(partition, key, data, time_ms, headers)
