@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 HAPPENINGS_SHOWN = 9
+WIDE = 100
 PLAIN_EVERY = 0.25  # of the input, without a terminal
 
 COLOURS = {"at-most-once": "yellow", "at-least-once": "magenta", "exactly-once": "green"}
@@ -101,9 +102,13 @@ class Screen:
         grid = Table.grid(padding=(0, 2))
         for justify in ("left", "left", "right", "right", "right", "left"):
             grid.add_column(justify=justify, no_wrap=True)
+        width = self.console.width
+        gap = " " if width >= WIDE else ""
         for run in self.runs.values():
             colour = COLOURS[run.mode]
-            bar = ProgressBar(run.total, run.done, width=28, complete_style=colour, finished_style=colour)
+            bar = ProgressBar(
+                run.total, run.done, width=max(8, min(28, width - 72)), complete_style=colour, finished_style=colour
+            )
             grid.add_row(
                 Text(run.mode, f"bold {colour}" if run.began and not run.ended else colour),
                 bar,
@@ -117,13 +122,13 @@ class Screen:
             if run.began:
                 crashes.add_row(
                     Text(run.mode, COLOURS[run.mode]),
-                    Text("† " * run.worker_kills, "red", no_wrap=True),
-                    Text("■ " * run.broker_kills, "bold red"),
-                    Text("z " * run.zombies, "cyan"),
+                    Text(f"†{gap}" * run.worker_kills, "red", no_wrap=True),
+                    Text(f"■{gap}" * run.broker_kills, "bold red"),
+                    Text(f"z{gap}" * run.zombies, "cyan"),
                     Text(f"{run.transactions:,} commits", "dim"),
                     Text(f"{run.refused} refused" if run.refused else "", "dim"),
                 )
-        legend = Text("† worker killed   ■ broker killed   z worker stopped and let loose after its successor", "dim")
+        legend = Text("† worker killed   ■ broker killed   z stopped, let loose after its successor", "dim")
         happenings = Group(*self.log) if self.log else Text("")
         return Panel(
             Group(grid, Text(""), crashes, legend, Text(""), happenings),
@@ -133,12 +138,12 @@ class Screen:
 
 def result(lines: Sequence[Line]) -> Table:
     """The reckoning, for people."""
-    table = Table(title="Input against output", title_justify="left", pad_edge=False, box=None, padding=(0, 1))
+    table = Table(title="Input against output", title_justify="left", pad_edge=False, box=None, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = _inside_folds(lines), "left"
     table.add_column("mode", no_wrap=True)
     table.add_column("output", no_wrap=True)
     for name in ("input", "expected", "present", "lost", "repeated", "wrong"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
     before = ""
     for line in lines:
         if before and line.mode != before:
@@ -150,14 +155,15 @@ def result(lines: Sequence[Line]) -> Table:
             f"{line.expected:,}",
             f"{line.present:,}",
             *[Text(f"{n:,}", "bold red" if n else "green") for n in (line.lost, line.repeated, line.wrong)],
-            Text(remark(line), "dim"),
         )
         before = line.mode
     return table
 
 
-def remark(line: Line) -> str:
-    """What a repeat or a loss inside a fold looks like from outside: a wrong value, by so many flights."""
-    if not line.counted:
+def _inside_folds(lines: Sequence[Line]) -> str:
+    """What a loss or a repeat inside a fold looks like from outside, per mode."""
+    counts = {line.mode: line.counted for line in lines if line.counted}
+    if not counts:
         return ""
-    return f"{abs(line.counted):,} flights too {'many' if line.counted > 0 else 'few'}"
+    told = [f"{mode} counts {abs(n):,} flights too {'many' if n > 0 else 'few'}" for mode, n in counts.items()]
+    return f"A flight lost or counted twice inside a total makes it wrong: {', '.join(told)}."
