@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,14 +44,23 @@ def run(
     from semel.host.load import load_app
     from semel.host.worker import run_app
 
-    run_app(
-        load_app(app),
-        on or os.environ.get("SEMEL_ON") or "embedded:./data",
-        mode,
-        workers,
-        # `semel verify` gives its workers a corner of their own, and has them trace what they write.
-        prefix=os.environ.get("SEMEL_PREFIX", ""),
-        trace=os.environ.get("SEMEL_TRACE", "") == "1",
-        state_dir=state,
-        session_timeout_ms=session_timeout_ms,
-    )
+    code = 0
+    try:
+        run_app(
+            load_app(app),
+            on or os.environ.get("SEMEL_ON") or "embedded:./data",
+            mode,
+            workers,
+            # `semel verify` gives its workers a corner of their own, and has them trace what they write.
+            prefix=os.environ.get("SEMEL_PREFIX", ""),
+            trace=os.environ.get("SEMEL_TRACE", "") == "1",
+            state_dir=state,
+            session_timeout_ms=session_timeout_ms,
+        )
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is committed and closed. What the interpreter would still do is wait for the threads of the client
+    # library, without a bound.
+    os._exit(code)

@@ -12,7 +12,6 @@ there is one: its folder belongs to one process, and threads of one process woul
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from semel.contract import Mode
 from semel.errors import SemelError, UsageError
 from semel.host.clock import clock
 from semel.host.identity import Slot, take_slot
+from semel.host.leaving import Leaving, LeftEarly
 from semel.host.steps import steps_from
 from semel.host.supervisor import supervise
 from semel.ports import Log, LogLost, Position, Steps, Stores, TopicPartition
@@ -171,7 +171,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     ]
     for delivery in deliveries:
         stack.callback(delivery.stop)
-    leaving.later()  # from here on a signal is a question, not an interruption
+    leaving.later()
     for delivery in deliveries:
         delivery.start()
     said, quiet_since = False, now_ms()
@@ -330,47 +330,6 @@ class _DeliveryThread(threading.Thread):
         except (SemelError, LogLost) as error:
             _say(f"{self.name}: {error}")
         self._log.close()
-
-
-# --- signals ---
-
-
-class LeftEarly(BaseException):
-    """A signal came before there was anything to commit. Not an Exception: it is raised inside whatever is being
-    imported, and psycopg, for one, takes every Exception in there for a missing library."""
-
-
-class Leaving:
-    """SIGTERM and Ctrl-C, as a context. Until `later`, a signal raises LeftEarly where the start-up stands; then it
-    sets `asked`. The second one ends the process."""
-
-    def __init__(self, *, ignore_keyboard: bool) -> None:
-        self.asked = False
-        self._started = False
-        self._before: dict[int, Any] = {}
-        # Under a parent a Ctrl-C reaches both; the parent passes it on as SIGTERM.
-        self._ignored = (signal.SIGINT,) if ignore_keyboard else ()
-
-    def __enter__(self) -> Leaving:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                handler = signal.SIG_IGN if number in self._ignored else self._signalled
-                self._before[number] = signal.signal(number, handler)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def later(self) -> None:
-        self._started = True
-
-    def _signalled(self, number: int, frame: object) -> None:
-        if self.asked:
-            os._exit(128 + number)
-        self.asked = True
-        if not self._started:
-            raise LeftEarly
 
 
 def _say(line: str) -> None:
