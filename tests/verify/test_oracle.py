@@ -3,6 +3,7 @@ committed is found, where it was done."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from semel.streams.builder import Builder
 from semel.streams.state import MemoryStore
 from semel.streams.topic import Topic
 from semel.streams.worker import Worker
-from semel.verify.oracle import Committed, Row, reckon
+from semel.verify.oracle import Committed, Row, input_record, reckon, reckon_input
 from semel.verify.verdict import Output
 from tests.support.memlog import MemBroker, MemLog
 
@@ -150,3 +151,17 @@ def test_positions_beside_the_ends_are_found(committed: Committed, by: int, foun
     committed.positions[at] += by
     outputs = bad(committed)
     assert outputs.keys() == {"positions"} and getattr(outputs["positions"], found) == 1
+
+
+def test_input_that_the_log_has_lost_or_holds_twice_is_found(committed: Committed) -> None:
+    """All else is recomputed from the input as it lies in the log, and is good without it."""
+    fed = {"orders": Counter(input_record(b"k", b"%d" % n) for n in range(60))}
+    (output,) = reckon_input(GRAPH, fed, committed)
+    assert output.good and output.expected == output.present == 60
+    at = filled(committed, "orders")
+    del committed.records[at][3]
+    (output,) = reckon_input(GRAPH, fed, committed)
+    assert (output.lost, output.repeated, output.wrong) == (1, 0, 0)
+    committed.records[at] += [committed.records[at][0]] * 2
+    (output,) = reckon_input(GRAPH, fed, committed)
+    assert (output.lost, output.repeated, output.wrong) == (1, 2, 0)

@@ -26,7 +26,7 @@ from semel.proof.storm import Storm, storm_of
 from semel.proof.world import RECORDS_PER_S, World, sink_connections
 from semel.streams import graph as g
 from semel.verify import checkers
-from semel.verify.oracle import reckon, reckon_sink
+from semel.verify.oracle import reckon, reckon_input, reckon_sink
 from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, Fault, Kind, schedule
 from semel.verify.verdict import Report
 from semel.verify.workload import workload
@@ -128,7 +128,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             if (code := worker.leave()) != 0:
                 storm.failures.append(f"{worker.name} left with exit code {code}:\n{worker.tail()}")
         committed = world.committed()
-        outputs = reckon(graph, committed)
+        outputs = reckon_input(graph, world.given, committed) + reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         outputs.append(checkers.monotonic("positions over time", world.history))
         doubts = _doubts(graph, asked, storm, hits)
@@ -193,7 +193,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         storm.finish(storm.children[-1])
         hits = _hits(storm.children, None)
         committed = storm.committed()
-        outputs = reckon(graph, committed)
+        outputs = reckon_input(graph, storm.given, committed) + reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         return Report(
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,

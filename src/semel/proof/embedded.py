@@ -24,7 +24,7 @@ from semel.ports import NewTopic, SinkConnection, Step, TopicPartition
 from semel.proof.processes import STEPS, Child, ProofError, semel_command
 from semel.proof.world import PARTITIONS, read_back
 from semel.streams import graph as g
-from semel.verify.oracle import Committed
+from semel.verify.oracle import Committed, input_record
 from semel.verify.schedule import Fault, Kind
 from semel.verify.workload import Given
 
@@ -56,6 +56,7 @@ class EmbeddedStorm:
     refused: int = 0
     moved_kills: int = 0
     fed: int = 0
+    given: dict[str, Counter[bytes]] = field(default_factory=dict)
     rounds: int = 1
     failures: list[str] = field(default_factory=list)
     history: dict[str, list[int]] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class EmbeddedStorm:
             name, one = self._input[0]
             self._input.rotate(-1)
             log.writer(self.prefix + name)(-1, one.key, one.value, one.timestamp, None)
+            self.given.setdefault(name, Counter())[input_record(one.key, one.value)] += 1
             self.fed += 1
         log.flush()
         log.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
@@ -32,7 +32,7 @@ from semel.ports import (
 )
 from semel.proof.processes import ProofError
 from semel.streams import graph as g
-from semel.verify.oracle import Committed, Row, origin_of
+from semel.verify.oracle import Committed, Row, input_record, origin_of
 from semel.verify.workload import Given
 
 PARTITIONS = 4
@@ -54,6 +54,7 @@ class World:
         self.waiting: deque[tuple[str, Given]] = deque()
         self._input: list[tuple[str, Given]] = []
         self.fed = 0
+        self.given: dict[str, Counter[bytes]] = {}  # by topic: what was fed, to be found there again
         self.rounds = 1  # how often the input was let through, the last time perhaps in part
         self.slice = 1
         self.history: dict[str, list[int]] = {}
@@ -94,6 +95,7 @@ class World:
         for _ in range(min(count or self.slice, len(self.waiting))):
             name, one = self.waiting.popleft()
             self._writers[name](-1, one.key, one.value, one.timestamp, None)
+            self.given.setdefault(name, Counter())[input_record(one.key, one.value)] += 1
             self.fed += 1
 
     def trickle(self) -> None:

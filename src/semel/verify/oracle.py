@@ -123,6 +123,29 @@ def reckon(graph: g.Graph, committed: Committed) -> list[Output]:
     return outputs
 
 
+def input_record(key: bytes | None, value: bytes | None) -> bytes:
+    """One input record as it is counted."""
+    return b"%d %d %b %b" % (
+        -1 if key is None else len(key),
+        -1 if value is None else len(value),
+        key or b"",
+        value or b"",
+    )
+
+
+def reckon_input(graph: g.Graph, fed: Mapping[str, Counter[bytes]], committed: Committed) -> list[Output]:
+    """What was fed and acknowledged is in its topic, once (laws 1 and 2). All else is reckoned from what lies there, so
+    a log that loses its input would go unseen. Of a topic that the app itself writes to only what is lost is told."""
+    outputs = []
+    own = {w.topic.name for w in graph.writes() if w.topic is not None}
+    for topic, expected in sorted(fed.items()):
+        present = Counter(input_record(e.key, e.value) for e in committed.topic(topic))
+        outputs.append(
+            checkers.multiset(f"input {topic}", "append", expected, present & expected if topic in own else present)
+        )
+    return outputs
+
+
 def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: SinkConnection) -> Output:
     """f(committed outbox) = sink (law 7): for rows that are appended the multiset of all, for rows with a key the last
     value per key."""
