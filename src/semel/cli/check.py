@@ -6,6 +6,8 @@ when it was told, 1 when the weakest path is below `--fail-under`, 2 when the ap
 
 from __future__ import annotations
 
+import shutil
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,12 +38,14 @@ def check(
 ) -> None:
     """Say what every path of an app guarantees, where that ends, why, and what would raise it."""
     from semel.guarantees import Circumstances, analyse
-    from semel.guarantees.report import as_json, as_text
+    from semel.guarantees.report import WIDTH, as_json, as_text
     from semel.host.load import load_app
 
     circumstances = Circumstances(mode, _kind(on), str(durability or ""))
     report = analyse(load_app(app).graph(), circumstances)
-    print(as_json(report, _shown) if json else as_text(report, _shown, on))
+    # As wide as the terminal, within reason; the same text on every pipe.
+    width = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+    print(as_json(report, _shown) if json else as_text(report, _shown, on, width))
     if fail_under is not None and report.weakest.rank < fail_under.rank:
         raise typer.Exit(1)
 

@@ -59,43 +59,44 @@ def as_json(report: Report, shown: Callable[[str], str]) -> str:
     return without_secrets(json.dumps(whole, indent=2, ensure_ascii=False))
 
 
-def as_text(report: Report, shown: Callable[[str], str], on: str = "") -> str:
+def as_text(report: Report, shown: Callable[[str], str], on: str = "", width: int = WIDTH) -> str:
+    """Lines of at most `width` columns, where their words allow it."""
     where = f", on {on}" if on else ""
     lines = [f"{report.app}: {_count(len(report.paths), 'path')}, {report.circumstances.mode}{where}"]
     for path in report.paths:
-        lines += ["", *_path(path, shown)]
+        lines += ["", *_path(path, shown, width)]
     if report.outputs and report.circumstances.mode is Mode.EXACTLY_ONCE:
-        lines += ["", *_readers(report.outputs)]
+        lines += ["", *_readers(report.outputs, width)]
     lines += ["", "Outside every path, so nothing here can promise it:"]
     for boundary in report.boundaries:
-        lines += _wrapped("  - ", boundary)
+        lines += _wrapped("  - ", boundary, width)
     for note in report.notes:
-        lines += ["", *_wrapped("", note)]
+        lines += ["", *_wrapped("", note, width)]
     lines += ["", f"weakest: {report.weakest}"]
     return without_secrets("\n".join(lines))
 
 
-def _path(path: Path, shown: Callable[[str], str]) -> list[str]:
+def _path(path: Path, shown: Callable[[str], str], width: int) -> list[str]:
     title = f"{path.source} → {path.sink}"
-    gap = max(2, WIDTH - len(title) - len(path.guarantee))
+    gap = max(2, width - len(title) - len(path.guarantee))
     lines = [f"{title}{' ' * gap}{path.guarantee}"]
-    lines += _labelled("written at", [f"{shown(path.file)}:{path.line}"])
-    lines += _labelled("boundary", [path.boundary])
-    lines += _labelled("because", path.reasons)
-    return lines + _labelled("to raise it", path.raises or ["nothing: no guarantee is above it"])
+    lines += _labelled("written at", [f"{shown(path.file)}:{path.line}"], width)
+    lines += _labelled("boundary", [path.boundary], width)
+    lines += _labelled("because", path.reasons, width)
+    return lines + _labelled("to raise it", path.raises or ["nothing: no guarantee is above it"], width)
 
 
-def _labelled(label: str, texts: Sequence[str]) -> list[str]:
+def _labelled(label: str, texts: Sequence[str], width: int) -> list[str]:
     lines = []
     for n, text in enumerate(texts):
-        lines += _wrapped(f"  {label if n == 0 else '':<{LABEL}}", text)
+        lines += _wrapped(f"  {label if n == 0 else '':<{LABEL}}", text, width)
     return lines
 
 
-def _wrapped(start: str, text: str) -> list[str]:
+def _wrapped(start: str, text: str, width: int) -> list[str]:
     return textwrap.wrap(
         text,
-        WIDTH,
+        width,
         initial_indent=start,
         subsequent_indent=" " * len(start),
         break_long_words=False,
@@ -103,19 +104,20 @@ def _wrapped(start: str, text: str) -> list[str]:
     )
 
 
-def _readers(topics: Sequence[str]) -> list[str]:
+def _readers(topics: Sequence[str], width: int) -> list[str]:
     lines = _wrapped(
-        "", f"Who reads {', '.join(topics)} must ask for committed records only, or sees aborted and open ones:"
+        "", f"Who reads {', '.join(topics)} must ask for committed records only, or sees aborted and open ones:", width
     )
-    width = max(len(reader.library) for reader in READERS)
-    wide = max(len(reader.setting) for reader in READERS)
+    libraries = max(len(reader.library) for reader in READERS)
+    settings = max(len(reader.setting) for reader in READERS)
     for r in READERS:
         default = f"default {r.default}" + ("" if r.safe else ": set it")
-        lines.append(f"  {r.library:<{width}}  {r.setting:<{wide}}  {default}")
+        lines.append(f"  {r.library:<{libraries}}  {r.setting:<{settings}}  {default}")
     lines += _wrapped(
         "  ",
         "A Kafka Connect sink inherits nothing: its worker reads uncommitted unless "
         "consumer.override.isolation.level says otherwise, and most connectors repeat.",
+        width,
     )
     return lines
 
