@@ -124,8 +124,8 @@ def _check(console: Console) -> None:
     console.print()
     console.print("$ semel check examples/flights.py", style="bold")
     command = semel_command("check", str(APP.relative_to(ROOT)), "--on", "kafka://127.0.0.1:9092")
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    console.print(told.stdout + told.stderr, markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.flush()
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def _write_json(seed: int, seconds: float, lines: list[Line], complaints: list[str], events: list[Event]) -> None:
