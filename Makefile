@@ -31,10 +31,10 @@ check: install
 	$(BIN)/python -m pytest tests/test_tidy.py
 
 test: install
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --ignore=tests/servers --ignore=tests/proof tests
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --ignore=tests/servers --ignore=tests/proof --ignore=tests/canaries tests
 
 test-servers: install
-	$(BIN)/python -m pytest tests/servers
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile tests/servers tests/canaries
 
 proof: install
 	$(BIN)/python -m tests.proof $(WHAT)
