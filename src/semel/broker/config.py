@@ -32,7 +32,9 @@ class Config:
     offsets_topic_num_partitions: int = 1
     offset_metadata_max_bytes: int = 4_096
     log_segment_bytes: int = 256 << 20
-    checkpoint_bytes: int = 256 << 20  # of journal since the last checkpoint; ours, Kafka has no journal
+    # Of journal since the last checkpoint: what a restart replays. Ours, Kafka has no journal. In small records 64 MB
+    # are some seconds.
+    checkpoint_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

@@ -28,7 +28,7 @@ from semel.broker.config import Config
 from semel.broker.draft import Draft
 from semel.broker.events import NOTHING, ConnectionClosed, Event, Ready, Request
 from semel.broker.membership import Membership
-from semel.broker.messages import FetchLeaderIdAndEpoch, ProduceLeaderIdAndEpoch
+from semel.broker.messages import FetchLeaderIdAndEpoch
 from semel.broker.records import PartitionKey, Record, TopicDeleted, Transaction, TxnState
 from semel.broker.state import State
 from semel.ports import Buffer, Disk, Random
@@ -55,12 +55,10 @@ class Broker:
         self.memberships: dict[str, Membership] = {}  # by group id
         self.group_waits: dict[int, set[str]] = {}  # by connection: groups with a join or sync of it to be answered
         self.groups_wake_ms: int | None = None  # no group has a deadline before
-        self.produce_leader = ProduceLeaderIdAndEpoch()
         self.fetch_leader = FetchLeaderIdAndEpoch()
 
     def started(self, now_ms: int) -> None:
         """The state is what the journal holds, and this run's record is in it."""
-        self.produce_leader = ProduceLeaderIdAndEpoch(self.config.node_id, self.state.run)
         self.fetch_leader = FetchLeaderIdAndEpoch(self.config.node_id, self.state.run)
         group_access.load(self, now_ms)
 

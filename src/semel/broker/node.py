@@ -34,7 +34,6 @@ from semel.errors import UsageError
 from semel.log.errors import JournalFailed
 from semel.log.folder import Folder
 from semel.log.journal import Journal
-from semel.log.size import SizeWatch
 from semel.ports import Buffer, Disk, NoSteps, Random, Step, Steps
 from semel.record.batch import encode
 
@@ -58,7 +57,6 @@ class Node:
         self._answered: dict[int, dict[int, Reply]] = {}  # by connection: replies whose turn has not come
         self._ahead_bytes = max(1, config.checkpoint_bytes // AHEAD)
         self._ahead_at = self._ahead_bytes  # bytes since the checkpoint at which the segments are synced next
-        self._size = SizeWatch()
         self._broken = False  # an append or a sync failed: nothing is answered any more
         self._closing: set[int] = set()  # connections that are being ended: nothing of theirs is stepped any more
         self._recover(now_ms)
@@ -242,10 +240,6 @@ class Node:
     @property
     def checkpoint_due(self) -> bool:
         return self.journal.bytes_since_checkpoint >= self.config.checkpoint_bytes
-
-    def size_notice(self, where: str) -> str | None:
-        """A line for a person when the folder has grown much; ask at each checkpoint."""
-        return self._size.warning(where, self.journal, (one for _, one in self.broker.state.partitions()))
 
     def checkpoint(self) -> None:
         """Writes the state to the head of a new journal file and drops the older files: a restart then replays from

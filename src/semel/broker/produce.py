@@ -15,7 +15,6 @@ from semel.broker.errors import Error
 from semel.broker.events import Ready, Reply, Request
 from semel.broker.messages import (
     PartitionProduceResponse,
-    ProduceLeaderIdAndEpoch,
     ProduceResponse,
     TopicProduceResponse,
 )
@@ -86,9 +85,7 @@ def _partition(
 
     verdict = partition.check(batch)
     if isinstance(verdict, producers.Duplicate):
-        return PartitionProduceResponse(
-            index, 0, verdict.base_offset, -1, partition.start_offset, (), None, broker.produce_leader
-        )
+        return PartitionProduceResponse(index, 0, verdict.base_offset, -1, partition.start_offset)
     if batch.producer_id >= 0:
         refusal = _transaction_refuses(broker, key, batch)
         if refusal is not None:
@@ -96,7 +93,7 @@ def _partition(
     if not isinstance(verdict, producers.Accept):
         return _refused(index, *_refusal(verdict))
     base_offset = draft.append(key, partition, batch.data, batch.last_offset_delta + 1)
-    return PartitionProduceResponse(index, 0, base_offset, -1, partition.start_offset, (), None, broker.produce_leader)
+    return PartitionProduceResponse(index, 0, base_offset, -1, partition.start_offset)
 
 
 def _transaction_refuses(broker: Broker, key: tuple[int, int], batch: Batch) -> tuple[Error, str] | None:
@@ -142,4 +139,4 @@ def _refusal(verdict: producers.Verdict) -> tuple[Error, str]:
 
 
 def _refused(index: int, error: Error, message: str | None) -> PartitionProduceResponse:
-    return PartitionProduceResponse(index, int(error), -1, -1, -1, (), message, ProduceLeaderIdAndEpoch())
+    return PartitionProduceResponse(index, int(error), -1, -1, -1, (), message)
