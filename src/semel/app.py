@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from semel.contract import Mode
+from semel.errors import SemelError
 from semel.streams.builder import Builder
 from semel.streams.graph import Graph
-from semel.streams.place import GraphError, caller
+from semel.streams.place import GraphError, caller, raised
 from semel.streams.topic import Topic, check_name
 
 APP_NAME_LENGTH_MAX = 100  # leaves room for the names of states and sinks in 249 characters
@@ -52,7 +53,12 @@ class App:
         """The topology; raises GraphError with the user's file and line when it cannot be right."""
         if self._graph is None:
             builder = Builder(self.name)
-            self.build(builder)
+            try:
+                self.build(builder)
+            except SemelError:
+                raise
+            except Exception as wrong:  # a method that is not there, a wrong argument: said as what semel refuses
+                raise GraphError(raised(wrong, self.place), f"{type(wrong).__name__}: {wrong}") from wrong
             self._graph = builder.build()
         return self._graph
 

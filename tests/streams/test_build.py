@@ -129,6 +129,18 @@ def not_a_function(b: Builder) -> None:
     b.read(orders).filter(True)  # type: ignore  # here
 
 
+def no_such_operator(b: Builder) -> None:
+    b.read(orders).flat_map_values(str)  # type: ignore  # here
+
+
+def key_of_a_number(b: Builder) -> None:
+    b.read(orders).count(name="t").changes().write(SQLite("t.db", "t", key="id"))  # type: ignore  # here
+
+
+def key_without_its_field(b: Builder) -> None:
+    b.read(orders).write(SQLite("t.db", "t", key="id"))  # here
+
+
 def reads_nothing(b: Builder) -> None:
     return
 
@@ -156,6 +168,9 @@ def reads_nothing(b: Builder) -> None:
         (long_state_name, "at most 249"),
         (merged_with_itself, "would double each record"),
         (not_a_function, "filter wants a function, got bool"),
+        (no_such_operator, "has no attribute 'flat_map_values'"),
+        (key_of_a_number, "the stream's values are int. Make rows of them first"),
+        (key_without_its_field, "key 'id' is no field of Order"),
     ],
 )
 def test_a_wrong_topology_is_refused_at_its_line(build: Callable[[Builder], object], message: str) -> None:

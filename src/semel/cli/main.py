@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 # In the order of `semel --help`.
 COMMANDS = {
     "run": Entry("semel.cli.run", "run", "Run an app on the embedded log or on Kafka."),
-    "check": Entry("semel.cli.check", "check", "Say what every path of an app or a configuration guarantees."),
+    "check": Entry("semel.cli.check", "check", "Say what every path of an app guarantees."),
     "verify": Entry("semel.cli.verify", "verify", "Crash an app at every step and compare input with output."),
     "app": Entry("semel.cli.app", "app", "Reset an app, or drain one of its topics."),
     "broker": Entry("semel.cli.broker", "broker", "Serve a folder as a log that speaks Kafka's protocol."),

@@ -40,7 +40,13 @@ def write(
         now_ms = int(time.time() * 1000)
         for number, line in enumerate(source, 1):
             value = line.rstrip(b"\r\n")
-            send(-1, _key(value, key, number, file) if key is not None else None, value, now_ms, None)
+            try:
+                name = _key(value, key) if key is not None else None
+            except NoKey as why:
+                writer.flush()
+                said = " The lines before it were written." if count else ""
+                raise SemelError(f"{file}, line {number} {why}{said}") from None
+            send(-1, name, value, now_ms, None)
             count += 1
         writer.flush()
         took_s = time.monotonic() - started
@@ -61,13 +67,17 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield source
 
 
-def _key(line: bytes, field: str, number: int, file: str) -> bytes | None:
+class NoKey(Exception):
+    """Why a line has no key."""
+
+
+def _key(line: bytes, field: str) -> bytes | None:
     try:
         found = json.loads(line)[field]
     except ValueError:
-        raise SemelError(f"{file}, line {number} is not JSON: --key needs JSON objects.") from None
+        raise NoKey("is not JSON: --key needs JSON objects.") from None
     except (KeyError, TypeError):
-        raise SemelError(f"{file}, line {number} has no field {field!r}. Lines before it were written.") from None
+        raise NoKey(f"has no field {field!r}.") from None
     if found is None:
         return None
     return found.encode() if isinstance(found, str) else json.dumps(found).encode()

@@ -42,7 +42,8 @@ class FolderLock:
             os.close(descriptor)
             by = f" by pid {holder}" if holder else ""
             raise FolderTaken(
-                f"{folder}: already open{by}. Stop that process, or use it: one folder belongs to one process."
+                f"{folder}: already open{by}. Stop that process, or use it: one folder belongs to one process. "
+                "For several at a time serve the folder with `semel broker` and name it as kafka://HOST:PORT."
             ) from None
         lock = FolderLock(descriptor, folder)
         lock._say(str(os.getpid()))

@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, NoReturn, TypeVar, overload
 
+import msgspec
+
 from semel.contract import Accept, AtLeastOnce, AtMostOnce, Guarantee, Once, Weak
 from semel.ports import Sink
 from semel.streams import graph as g
 from semel.streams.infer import element_type, result_type, state_type, without_none
 from semel.streams.place import GraphError, Place, caller
-from semel.streams.serde import NoSerde, Serde, hashable, immutable, serde_of, type_name
+from semel.streams.serde import SCALARS, NoSerde, Serde, hashable, immutable, serde_of, type_name
 from semel.streams.shape import finish
 from semel.streams.topic import Topic, check_name
 
@@ -98,12 +100,12 @@ class Builder:
     def _serde(self, of: Any, place: Place, what: str, argument: str) -> Serde:
         if of is None:
             raise GraphError(
-                place, f"{what} cannot be told from the program (a lambda does not say). Say it: {argument}=TYPE."
+                place, f"{what} cannot be told from the program (a lambda does not say). Say it: {argument}=TYPE)."
             )
         try:
             return serde_of(of)
         except NoSerde as why:
-            raise GraphError(place, f"{what}: {why}; or say {argument}=TYPE.") from None
+            raise GraphError(place, f"{what}: {why}; or say {argument}=TYPE).") from None
 
 
 class Stream(Generic[K, V]):
@@ -276,6 +278,7 @@ class Stream(Generic[K, V]):
             node = g.Write(len(builder._nodes), place, (self._id,), to, None, "", None, to.key, to.value)
         else:
             self._check_sink(to, accept, place)
+            _names_key(to, value(True), place)
             outbox = g.internal_name(builder._app, to.name, g.InternalKind.OUTBOX)
             node = g.Write(len(builder._nodes), place, (self._id,), None, to, outbox, accept, key(True), value(True))
         builder._add(node, (key, value))
@@ -362,6 +365,28 @@ def _fits(wanted: Any, got: Any, what: str, but: str, place: Place) -> None:
         return
     if not fits and not (wanted is dict or (hasattr(wanted, "__total__") and got is dict)):
         raise GraphError(place, f"write: {what} {type_name(wanted)}, {but} {type_name(got)}.")
+
+
+def _names_key(to: Sink[Any, Any], value: Any, place: Place) -> None:
+    """Refuses a sink whose key= are fields that values of this type do not have; dicts are left to the record."""
+    wanted = to.key
+    if wanted is None or not isinstance(value, type):
+        return
+    if value in SCALARS:
+        raise GraphError(
+            place,
+            f"sink {to.name!r} takes its key ({', '.join(wanted)}) from fields of the value, and the stream's values "
+            f"are {type_name(value)}. Make rows of them first: .map(Row), with Row(key, value) a dataclass.",
+        )
+    try:
+        known = [field.encode_name for field in getattr(msgspec.inspect.type_info(value), "fields", ())]
+    except (TypeError, NameError, AttributeError):
+        return
+    for field in wanted if known else ():
+        if field not in known and not hasattr(value, field):
+            raise GraphError(
+                place, f"sink {to.name!r}: key {field!r} is no field of {type_name(value)} (it has {', '.join(known)})."
+            )
 
 
 def _zero(kind: g.FoldKind, zero: Any, serde: Serde, place: Place) -> Callable[[], Any] | None:

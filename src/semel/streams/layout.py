@@ -161,8 +161,8 @@ def _user_topic(graph: g.Graph, name: str, where: str, size: object) -> int:
     if any(isinstance(node, g.Read) and node.topic.name == name for node in graph.nodes):
         raise UsageError(
             f"topic {name} is not there at {where}, and the app reads it (Topic at {topic.place}). Write to it first "
-            f"(`semel write {name} FILE`), or say how many partitions it is created with: Topic({name!r}, …, "
-            "partitions=4)."
+            f"(`semel write {name} FILE --on {where}`), or say how many partitions it is created with: "
+            f"Topic({name!r}, …, partitions=4)."
         )
     writers = {node.id for node in graph.writes() if node.topic is not None and node.topic.name == name}
     subs = [sub for sub in graph.subtopologies if writers.intersection(sub.nodes)]

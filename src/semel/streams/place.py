@@ -6,6 +6,7 @@ Invariant: a Place is in the user's code, never in semel's own.
 from __future__ import annotations
 
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -48,6 +49,14 @@ def caller() -> Place:
             break
         frame = frame.f_back
     return NOWHERE
+
+
+def raised(error: BaseException, otherwise: Place) -> Place:
+    """The innermost line of the user's program that an error came through: in the file of `otherwise`, where it did."""
+    frames = [Place(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    frames = [place for place in frames if not place.file.startswith(_HOME)]
+    own = [place for place in frames if place.file == otherwise.file]
+    return (own or frames or [otherwise])[-1]
 
 
 def describe(function: Any) -> str:

@@ -89,6 +89,7 @@ class Task:
         self.id = TaskId(program.sub.name, partition)
         self.touched = False  # whether anything was taken, written or must be sent since the last commit
         self._app = graph.app
+        self._log_name = log_name
         self._reset = command("reset", graph, log_name)
         self._program = program
         self._topics = graph.topics
@@ -185,7 +186,7 @@ class Task:
             after = (
                 f"Mend the Topic's types, or let such records go to {self._app}.dlq: on_error='dead-letter'. "
                 f"See it: "
-                f"`semel read {topic} --partition {self._partition} --from {offset} --max 1`."
+                f"`semel read {topic} --partition {self._partition} --from {offset} --max 1 --on {self._log_name}`."
             )
         raise ProcessingError(
             f"{where} cannot be decoded: {reason}. {what}. {after}", TopicPartition(topic, self._partition), offset
