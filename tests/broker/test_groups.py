@@ -111,6 +111,19 @@ def test_a_leaver_is_gone_at_once(world: World) -> None:
     assert two.leave() == Error.UNKNOWN_MEMBER_ID
 
 
+def test_a_strangers_leave_disturbs_nobody(world: World) -> None:
+    """Unknown, fenced, or promised an id and never joined: the others stay in their generation."""
+    one = Member(world, instance_id="i")
+    stable(one)
+    assert Member(world, id="stranger").leave() == Error.UNKNOWN_MEMBER_ID
+    assert Member(world, id="stranger", instance_id="i").leave() == Error.FENCED_INSTANCE_ID
+    assert world.ask(LeaveGroupRequest("g", "stranger"), version=2).error_code == Error.UNKNOWN_MEMBER_ID
+    promised = Member(world)
+    promised.post_join()
+    assert promised.take_join() == Error.MEMBER_ID_REQUIRED and promised.leave() == 0
+    assert one.heartbeat() == 0
+
+
 def test_several_members_leave_in_one_request(world: World) -> None:
     """Version 3 on: each has its own answer, static ones go by their instance id alone."""
     one, two = Member(world, instance_id="i"), Member(world)

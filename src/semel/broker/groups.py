@@ -442,17 +442,22 @@ def leave_group(broker: Broker, request: Request, now_ms: int) -> Ready:
     message = request.message
     draft = Draft(broker.state)
     membership = live(broker, message.group_id)
+    before = 0 if membership is None else len(membership.members)
     if request.version < 3:
-        error = _leave(draft, membership, message.member_id, None)
-        response = LeaveGroupResponse(0, error)
+        left = [_leave(draft, membership, message.member_id, None)]
+        response = LeaveGroupResponse(0, left[0])
     else:
-        rows = []
-        for one in message.members:
-            error = _leave(draft, membership, one.member_id, one.group_instance_id)
-            rows.append(MemberResponse(one.member_id, one.group_instance_id, error))
+        left = [_leave(draft, membership, one.member_id, one.group_instance_id) for one in message.members]
+        rows = [
+            MemberResponse(one.member_id, one.group_instance_id, error)
+            for one, error in zip(message.members, left, strict=True)
+        ]
         response = LeaveGroupResponse(0, 0, rows)
     if membership is not None:
-        _left(broker, draft, membership, now_ms)
+        if len(membership.members) < before:
+            _left(broker, draft, membership, now_ms)
+        else:
+            _complete_if_joined(broker, draft, membership, now_ms)  # it may have waited for one that had only its id
         wake(broker, membership)
     draft.replies.append(Reply(request.connection, request.token, response))
     return draft.ready()
