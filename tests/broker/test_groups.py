@@ -210,6 +210,19 @@ def test_joins_that_make_no_sense(world: World, changes: dict[str, object], erro
     assert not world.node.broker.memberships
 
 
+def test_a_group_has_a_largest_size(world: World) -> None:
+    """group.max.size counts those too that were promised an id, so that asking alone fills no memory."""
+    world = World(group_max_size=2)
+    one, two = Member(world, instance_id="i"), Member(world)
+    stable(one)
+    two.post_join()
+    assert two.take_join() == Error.MEMBER_ID_REQUIRED
+    assert Member(world).join() == Error.GROUP_MAX_SIZE_REACHED
+    assert two.join() is None
+    assert Member(world, instance_id="i").join() == 0  # takes the place of `one`, so that all are there
+    assert one.heartbeat() == Error.FENCED_INSTANCE_ID
+
+
 def test_an_initial_delay_gathers_members(world: World) -> None:
     """group.initial.rebalance.delay.ms: the first generation waits for those who come a little later."""
     world = World(group_initial_rebalance_delay_ms=500)

@@ -67,8 +67,9 @@ def _join_refused(broker: Broker, message: Any, protocols: Protocols) -> Error:
     replaced = membership.static.get(instance_id) if instance_id is not None else None
     if not membership.supports(message.protocol_type, protocols, message.member_id or replaced):
         return Error.INCONSISTENT_GROUP_PROTOCOL
-    if len(membership.members) >= config.group_max_size and message.member_id not in membership.members:
-        return Error.GROUP_MAX_SIZE_REACHED if replaced is None else Error.NONE
+    known = replaced is not None or message.member_id in membership.members or message.member_id in membership.promised
+    if not known and len(membership.members) + len(membership.promised) >= config.group_max_size:
+        return Error.GROUP_MAX_SIZE_REACHED
     return Error.NONE
 
 
