@@ -165,5 +165,5 @@ def _inside_folds(lines: Sequence[Line]) -> str:
     counts = {line.mode: line.counted for line in lines if line.counted}
     if not counts:
         return ""
-    told = [f"{mode} counts {abs(n):,} flights too {'many' if n > 0 else 'few'}" for mode, n in counts.items()]
-    return f"A flight lost or counted twice inside a total makes it wrong: {', '.join(told)}."
+    told = [f"{mode} counts {abs(n):,} too {'many' if n > 0 else 'few'}" for mode, n in counts.items()]
+    return f"A flight lost or repeated inside a total makes it wrong: {', '.join(told)}."
