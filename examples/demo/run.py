@@ -182,9 +182,10 @@ class Run:
             arm(child.armed, step, 0)  # it had no reason to come by
         else:
             self._wait(lambda: self._done() > event.at, ARMED_S)  # it works on the piece
+        word = "at work" if child is self.broker or _running(child) else "while it starts"
         child.signal(what)
         self._wait(struck, 10)
-        return "at work"
+        return word
 
     def _arm(self, child: Child, event: Event, what: signal.Signals) -> None:
         step = step_in(self.mode, event)
