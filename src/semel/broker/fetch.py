@@ -40,7 +40,7 @@ class Wait:
 
     request: Request
     deadline_ms: int
-    keys: tuple[PartitionKey, ...]
+    offsets: dict[PartitionKey, int]  # where it reads on
     over: bool = False
 
 
@@ -63,12 +63,12 @@ class Waits:
         self.count += 1
         heapq.heappush(self.deadlines, (wait.deadline_ms, self.count, wait))
         self.by_connection.setdefault(wait.request.connection, set()).add(wait)
-        for key in wait.keys:
+        for key in wait.offsets:
             self.by_partition.setdefault(key, set()).add(wait)
 
     def end(self, wait: Wait) -> None:
         wait.over = True
-        for key in wait.keys:
+        for key in wait.offsets:
             waiting = self.by_partition.get(key)
             if waiting is not None:
                 waiting.discard(wait)
@@ -105,7 +105,7 @@ def fetch(broker: Broker, request: Request, now_ms: int) -> Ready:
     if not enough:
         wait_ms = milliseconds(message.max_wait)
         if wait_ms > 0:
-            broker.waits.add(Wait(request, now_ms + wait_ms, _keys(broker, request)))
+            broker.waits.add(Wait(request, now_ms + wait_ms, _offsets(broker, request)))
             return NOTHING
     return Ready((), (Reply(request.connection, request.token, response, NOW),))
 
@@ -114,6 +114,8 @@ def moved(broker: Broker, keys: list[PartitionKey]) -> list[Reply]:
     """High watermarks or last stable offsets of these partitions have moved, or they are gone: waits look again."""
     replies = []
     for wait in broker.waits.on(keys):
+        if not _gained(broker, wait, keys):
+            continue
         response, enough = _read(broker, wait.request)
         if enough:
             broker.waits.end(wait)
@@ -135,13 +137,28 @@ def closed(broker: Broker, connection: int) -> None:
         broker.waits.end(wait)
 
 
-def _keys(broker: Broker, request: Request) -> tuple[PartitionKey, ...]:
-    found = []
+def _offsets(broker: Broker, request: Request) -> dict[PartitionKey, int]:
+    found = {}
     for wanted in request.message.topics:
         topic = _topic(broker, wanted, request.version)
         if topic is not None:
-            found += [(topic.number, partition.partition) for partition in wanted.partitions]
-    return tuple(found)
+            found.update({(topic.number, row.partition): row.fetch_offset for row in wanted.partitions})
+    return found
+
+
+def _gained(broker: Broker, wait: Wait, keys: list[PartitionKey]) -> bool:
+    """Whether any of the partitions that moved has something new for it; else its reply is what it was, and a reader of
+    a thousand partitions need not look at them all at every sync."""
+    committed = wait.request.message.isolation_level == READ_COMMITTED
+    for key in keys:
+        offset = wait.offsets.get(key)
+        if offset is not None:
+            partition = broker.state.partition(key)
+            if partition is None:
+                return True
+            if (partition.last_stable_offset if committed else partition.high_watermark) > offset:
+                return True
+    return False
 
 
 def _topic(broker: Broker, wanted: Any, version: int) -> Topic | None:
