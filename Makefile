@@ -25,7 +25,7 @@ demo: install
 
 check: install
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check src tests examples bench
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases examples
 	$(BIN)/python -m pytest tests/test_tidy.py
