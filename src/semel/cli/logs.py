@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from semel.host.looking import Look
     from semel.ports import Records
 
-DEFAULT_URL = "kafka://127.0.0.1:9092"
+DEFAULT_URL = "embedded:./data"  # as `semel run`: what one wrote the other reads
 
 On = Annotated[
     str | None,
