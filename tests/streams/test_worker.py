@@ -12,9 +12,22 @@ import pytest
 from semel.app import App
 from semel.contract import Mode
 from semel.errors import SemelError
-from semel.ports import Fenced, NotDone, Outcome, Position, SinkConnection, Step, Steps, Store, TopicPartition, Unknown
+from semel.ports import (
+    Fenced,
+    NotDone,
+    Outcome,
+    Position,
+    SinkConnection,
+    Step,
+    Steps,
+    Store,
+    TopicInfo,
+    TopicPartition,
+    Unknown,
+)
 from semel.sinks import SQLite
 from semel.streams.builder import Builder
+from semel.streams.reset import beginning, leftover
 from semel.streams.state import MemoryStore
 from semel.streams.task import ProcessingError, read_metadata
 from semel.streams.topic import Topic
@@ -289,7 +302,7 @@ def test_positions_of_quiet_partitions_are_written_down_by_the_first_commit(brok
     machine = Machine("a", broker)
     broker.put("orders", b"k0", b"1")
     machine.run()
-    assert set(broker.offsets) == set(broker.all_partitions(["orders"]))
+    assert set(broker.offsets) == set(broker.all_partitions(["orders", "billing-sums-changelog"]))
 
 
 def test_revoke_commits_and_the_next_owner_goes_on(broker: MemBroker) -> None:
@@ -443,6 +456,86 @@ def test_missing_positions_with_records_in_a_repartition_topic_stop_the_start(br
     machine.start()
     with pytest.raises(SemelError, match="holds records of earlier runs"):
         machine.run()
+
+
+def renamed(b: Builder) -> None:
+    b.read(orders).fold(0, lambda total, order: total + order, name="all").changes().write(totals)
+
+
+def renamed_by_parity(b: Builder) -> None:
+    key = b.read(orders).key_by(lambda order: "odd" if order % 2 else "even", key=str)
+    key.fold(0, lambda total, order: total + order, name="all").changes().write(totals)
+
+
+@pytest.mark.parametrize("build", [direct, by_parity])
+def test_a_changelog_that_is_gone_stops_every_start(broker: MemBroker, build: Callable[[Builder], object]) -> None:
+    """Going on from an empty state behind its positions would be short of all that was read, silently. The topic is not
+    made first, or the second start would find it."""
+    machine = Machine("a", broker, build)
+    fill(broker)
+    machine.run(20)
+    machine.worker.close(machine.now_ms)
+    broker.topics.pop("billing-sums-changelog")
+    for _ in range(2):
+        with pytest.raises(SemelError, match=r"state 'sums'.* up to offset \d+ .*`semel app begin \S+ sums --on mem:`"):
+            machine.start()
+    assert "billing-sums-changelog" not in broker.topics
+
+
+@pytest.mark.parametrize(("build", "changed"), [(direct, renamed), (by_parity, renamed_by_parity)])
+def test_a_state_under_another_name_stops_the_start_until_it_is_begun(
+    broker: MemBroker, build: Callable[[Builder], object], changed: Callable[[Builder], object]
+) -> None:
+    """Begun on purpose it holds what comes from then on; what the former name left must be given up too, or it would
+    come back one day as it was."""
+    machine = Machine("a", broker, build)
+    fill(broker)
+    machine.run(20)
+    machine.worker.close(machine.now_ms)
+    with pytest.raises(SemelError, match=r"state 'all'.*no topic billing-all-changelog.*app begin \S+ all --on mem:`"):
+        Machine("a", broker, changed)
+    made, positions = beginning(App("billing", changed).graph(), machine.log, "all", prefix="")
+    assert (made.name, made.partitions, made.config) == ("billing-all-changelog", 4, {"cleanup.policy": "compact"})
+    assert {at.topic for at in positions} == {"orders"} and "billing-all-changelog" not in broker.topics
+    machine.log.create([made])
+    with pytest.raises(SemelError, match=r"the state 'sums'.*`semel app drain \S+ billing-sums-changelog --on mem:`"):
+        Machine("a", broker, changed)
+    found = leftover(App("billing", changed).graph(), machine.log, "billing-sums-changelog", prefix="", delivered=dict)  # type: ignore[arg-type]
+    assert found.kind == "changelog"
+    broker.topics.pop("billing-sums-changelog")
+    broker.assign({})
+    machine = Machine("a", broker, changed)
+    broker.put("orders", b"k0", b"7")
+    machine.run(20)
+    assert 7 in final(broker, "billing-all-changelog").values()
+    with pytest.raises(SemelError, match="nothing to begin"):
+        beginning(machine.graph, machine.log, "all", prefix="")
+    with pytest.raises(SemelError, match=r"no state 'sums'. It has all"):
+        beginning(machine.graph, machine.log, "sums", prefix="")
+
+
+def test_a_member_that_was_faster_makes_the_changelog(broker: MemBroker) -> None:
+    """Between our look at the topics and our look at the positions another member has begun: no reason to stop."""
+
+    class Slow(MemLog):
+        def topics(self) -> Mapping[str, TopicInfo]:
+            seen = super().topics()
+            if "billing-sums-changelog" not in seen:
+                other = Machine("b", self.broker)
+                fill(self.broker)
+                other.run()
+            return seen
+
+    Machine("a", broker, log=Slow)
+
+
+def test_the_changelog_of_an_app_with_a_similar_name_is_left_alone(broker: MemBroker) -> None:
+    """`billing-eu-sums-changelog` may be a state of app `billing-eu`."""
+    broker.create("billing-eu-sums-changelog", 1)
+    broker.put("billing-eu-sums-changelog", b"k", b"1")
+    machine = Machine("a", broker)
+    with pytest.raises(SemelError, match="nothing says that topic"):
+        leftover(machine.graph, machine.log, "billing-eu-sums-changelog", prefix="", delivered=dict)  # type: ignore[arg-type]
 
 
 def test_a_first_transaction_that_was_aborted_is_no_reason_to_stop(broker: MemBroker) -> None:

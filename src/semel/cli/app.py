@@ -38,7 +38,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without this it only sa
 
 @app.callback()
 def _app() -> None:
-    """Reset an app, or drain one of its topics."""
+    """Reset an app, begin one of its states, or drain one of its topics."""
 
 
 @app.command()
@@ -67,13 +67,38 @@ def reset(
 
 
 @app.command()
-def drain(
+def begin(
     app: App,
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Its repartition topic or outbox, as `run` named it.")],
+    state: Annotated[str, typer.Argument(metavar="STATE", help="The name= of a state that has no topic yet.")],
     on: On = None,
     yes: Yes = False,
 ) -> None:
-    """Give up what a removed operator or sink left: the topic and the records in it that nobody has taken."""
+    """Let a new state begin empty in an app that goes on where it is."""
+    from semel.streams import reset as resetting
+
+    with _opened(app, on) as at:
+        made, positions = resetting.beginning(at.graph, at.log, state, prefix=at.prefix)
+        _nobody_runs(at, [at.name])
+        print(f"topic {made.name} on {at.log.name}: created, empty, for the state {state!r} of {at.name}.")
+        for topic in sorted({partition.topic for partition in positions}):
+            stood = (f"{p.partition} at {positions[p].offset}" for p in sorted(positions) if p.topic == topic)
+            print(f"  It holds nothing of what the app has read of {topic} (partition {', '.join(stood)}),")
+            print("  only what comes behind. To have all of it in: `semel app reset`, or the state's former name.")
+        if not yes:
+            print("Nothing has been done. To do it: --yes")
+            return
+        at.log.create([made])
+        print(f"Done: {state} begins empty at the next start.")
+
+
+@app.command()
+def drain(
+    app: App,
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Its internal topic, as `run` named it.")],
+    on: On = None,
+    yes: Yes = False,
+) -> None:
+    """Give up what a removed operator, state or sink left: the topic and the records in it that nobody has taken."""
     from semel.streams import reset as resetting
     from semel.streams.graph import InternalKind
 
@@ -83,7 +108,8 @@ def drain(
         outbox = found.kind is InternalKind.OUTBOX
         _nobody_runs(at, [f"{at.name}.{sink}" if outbox else at.name])
         taken = "delivered" if outbox else "read"
-        print(f"topic {at.prefix}{topic} on {at.log.name}: deleted, with {_many(found.records)} not {taken}.")
+        held = f"the state {sink!r}" if found.kind is InternalKind.CHANGELOG else f"{_many(found.records)} not {taken}"
+        print(f"topic {at.prefix}{topic} on {at.log.name}: deleted, with {held}.")
         if found.records:
             print(f"  To see them first: `semel read {at.prefix}{topic} --on {at.log.name}`.")
         if outbox:

@@ -1,13 +1,14 @@
 """The topics of an app on a log: which must be there, which are created, which stop the start.
 
 Invariant: a worker runs only if every internal topic is as the topology needs it, sized as it was when it was made;
-what cannot be right (another partition count under existing state, a retention limit on an outbox, a leftover topic
-with unread records) stops the start with a message, never a silent repair.
+what cannot be right (another partition count under existing state, a state that is gone while the app goes on behind
+it, a retention limit on an outbox, a leftover topic with unread records) stops the start with a message, never a silent
+repair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from semel.errors import SemelError, UsageError
@@ -17,15 +18,17 @@ from semel.streams.topic import NAME_LENGTH_MAX
 
 # Where the group stands while a reset is under way: no log reaches it, so no worker starts from it.
 UNFINISHED = Position(2**62, "a reset has not finished")
+# The group's position in a changelog, with every commit: nobody reads from it, it says whose the topic is.
+OWNED = Position(0, "the state of this group")
 
 
 class LayoutError(SemelError):
     """The log's topics and the topology do not fit."""
 
 
-def command(what: str, graph: g.Graph, where: str, topic: str = "") -> str:
+def command(what: str, graph: g.Graph, where: str, name: str = "") -> str:
     """`semel app WHAT …` as it can be typed."""
-    return f"`semel app {what} {graph.nodes[0].place.file}{topic and ' '}{topic} --on {where}`"
+    return f"`semel app {what} {graph.nodes[0].place.file}{name and ' '}{name} --on {where}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,11 @@ class Layout:
         return [self.at(topic, p) for p in range(self.partitions[topic])]
 
 
-def lay_out(graph: g.Graph, log: Log, *, prefix: str = "", trace: bool = False) -> Layout:
-    """Validates what is there, creates what is missing, and says what is there now."""
+def lay_out(
+    graph: g.Graph, log: Log, *, prefix: str = "", trace: bool = False, may_begin: Collection[str] = ()
+) -> Layout:
+    """Validates what is there, creates what is missing, and says what is there now. A changelog is created under an app
+    that has read already only if it is in `may_begin`: its state would silently be short of all that was read."""
     there = _bare(log.topics(), prefix)
     counts = {name: info.partitions for name, info in there.items()}
     internal = dict(graph.internal)
@@ -89,6 +95,7 @@ def lay_out(graph: g.Graph, log: Log, *, prefix: str = "", trace: bool = False) 
             _check_config(log, prefix + name, made)
     _check_counts(graph, counts, log.name)
     if missing:
+        _no_state_is_gone(graph, log, prefix, there, set(missing).difference(may_begin))
         log.create(list(missing.values()))
         there = _bare(log.topics(), prefix)
         if absent := [name for name in missing if name not in there]:
@@ -97,6 +104,32 @@ def lay_out(graph: g.Graph, log: Log, *, prefix: str = "", trace: bool = False) 
         _check_counts(graph, counts, log.name)
     used = [*graph.topics, *internal]
     return Layout(prefix, {name: counts[name] for name in used}, {name: there[name].topic_id for name in used})
+
+
+def _no_state_is_gone(
+    graph: g.Graph, log: Log, prefix: str, there: Mapping[str, TopicInfo], missing: Collection[str]
+) -> None:
+    """Before the creation: after it, the next start would find a topic and ask nothing."""
+    for fold in graph.folds():
+        if fold.topic not in missing:
+            continue
+        # All sources above it: a renamed state has a repartition topic without positions, too.
+        above = [node for node in graph.ancestors(fold.id) if isinstance(node, g.Read | g.Repartition)]
+        topics = [node.topic.name if isinstance(node, g.Read) else node.topic for node in above]
+        sources = [TopicPartition(prefix + t, p) for t in topics if t in there for p in range(there[t].partitions)]
+        stood = [(at, found) for at, found in log.committed(sources).items() if found not in (None, UNFINISHED)]
+        read = next(((at, found.offset) for at, found in stood if found is not None and found.offset > 0), None)
+        # Looked at again: another member that was faster has made its topics before its first commit.
+        if read is None or prefix + fold.topic in log.topics():
+            continue
+        at, offset = read
+        raise LayoutError(
+            f"{log.name}: the state {fold.name!r} ({fold.place}) has no topic {prefix}{fold.topic}, and app "
+            f"{graph.app} has read {at.topic} partition {at.partition} up to offset {offset} already: was the topic "
+            f"deleted, or the state renamed, or is it new? Put the topic or the former name back; or start the app "
+            f"anew: {command('reset', graph, log.name)}; or let this state begin empty where the app is now: "
+            f"{command('begin', graph, log.name, fold.name)}."
+        )
 
 
 # Sink name, partitions of its outbox -> how far its delivery is (the offsets of group APP.SINK).
@@ -108,7 +141,8 @@ def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | N
     were not read, or not delivered: what a removed operator or sink leaves behind.
 
     The name alone does not tell (`a-b-x-outbox` may belong to app `a` or `a-b`), so a topic counts only if a group of
-    this app has a position in it. Without `delivered` outboxes are not looked at."""
+    this app has a position in it. Without `delivered` outboxes are not looked at. A changelog counts with any record: a
+    state that comes back under its former name would go on from what it was then."""
     found = []
     opening = f"{graph.app}-"
     for name, info in sorted(_bare(log.topics(), layout.prefix).items()):
@@ -116,18 +150,25 @@ def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | N
             continue
         partitions = [TopicPartition(layout.prefix + name, p) for p in range(info.partitions)]
         if name.endswith(ending := f"-{g.InternalKind.REPARTITION}"):
-            positions, what, owner = log.committed(partitions), "read", "operator"
+            positions, told, owner = log.committed(partitions), "records that were not read", "operator"
+        elif name.endswith(ending := f"-{g.InternalKind.CHANGELOG}"):
+            positions, told, owner = (
+                log.committed(partitions),
+                f"the state {name[len(opening) : -len(ending)]!r}",
+                "state",
+            )
         elif delivered is not None and name.endswith(ending := f"-{g.InternalKind.OUTBOX}"):
             positions = delivered(name[len(opening) : -len(ending)], partitions)
-            what, owner = "delivered", "sink"
+            told, owner = "records that were not delivered", "sink"
         else:
             continue
         begun = {at: position.offset for at in partitions if (position := positions.get(at)) is not None}
         if begun and any(holds_records(log, at, begun.get(at, 0)) for at in partitions):
+            back = "" if owner == "state" else " and let it finish"
             found.append(
                 f"{log.name}: topic {layout.prefix}{name} belongs to app {graph.app}, no {owner} of the program owns "
-                f"it any more, and it holds records that were not {what}. Put the {owner} back and let it finish, or "
-                f"give them up: {command('drain', graph, log.name, name)}."
+                f"it any more, and it holds {told}. Put the {owner} back{back}, or give up what is in it: "
+                f"{command('drain', graph, log.name, name)}."
             )
     return found
 

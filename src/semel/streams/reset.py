@@ -1,4 +1,5 @@
-"""Starting an app anew, and giving up what a removed operator or sink left behind: decided here, asked for by a person.
+"""Starting an app anew, beginning a state in an app that goes on, and giving up what a removed operator, state or sink
+left behind: decided here, asked for by a person.
 
 Invariant: a reset that does not come to its end stops every later start. Its first act is to move the group to a
 position that no log holds, its last to set the real one; between them the states are made anew, and no worker can go
@@ -7,7 +8,7 @@ on with old state at new positions, or the reverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -75,7 +76,8 @@ def plan(graph: g.Graph, log: Log, to: To, *, prefix: str, delivered: Delivered)
         unread = 0 if topic.kind is g.InternalKind.CHANGELOG else _count(log, positions, partitions)
         again = topic.kind is not g.InternalKind.OUTBOX or (to is To.EARLIEST and unread > 0)
         (emptied if again else kept).append(Waiting(topic.name, topic.kind, unread))
-    lay_out(graph, _Without(log, {prefix + waiting.name for waiting in emptied}), prefix=prefix)  # type: ignore[arg-type]
+    without = _Without(log, {prefix + waiting.name for waiting in emptied})
+    lay_out(graph, without, prefix=prefix, may_begin=_states(graph).values())  # type: ignore[arg-type]
     then = log.starts(asked) if to is To.EARLIEST else log.ends(asked)
     return Plan(log.committed(asked), then, emptied, kept)
 
@@ -84,7 +86,7 @@ def perform(graph: g.Graph, log: Log, plan: Plan, *, prefix: str, delete: Callab
     """Does it. `delete` returns when the topics are gone. Run again after any failure it does the rest."""
     _set(log, dict.fromkeys(plan.then, UNFINISHED))
     delete([prefix + waiting.name for waiting in plan.emptied])
-    layout = lay_out(graph, log, prefix=prefix)
+    layout = lay_out(graph, log, prefix=prefix, may_begin=_states(graph).values())
     positions = {at: Position(offset) for at, offset in plan.then.items()}
     for name, topic in graph.internal.items():
         if topic.kind is g.InternalKind.REPARTITION:
@@ -93,10 +95,51 @@ def perform(graph: g.Graph, log: Log, plan: Plan, *, prefix: str, delete: Callab
     return layout
 
 
+def beginning(
+    graph: g.Graph, log: Log, state: str, *, prefix: str
+) -> tuple[NewTopic, Mapping[TopicPartition, Position]]:
+    """The changelog that lets one state of the program begin empty, and the positions that its input is at: what lies
+    before them will not be in it. Changes nothing; raises UsageError when there is nothing to begin."""
+    states = _states(graph)
+    if state not in states:
+        raise UsageError(
+            f"app {graph.app} has no state {state!r}. " + (f"It has {', '.join(states)}." if states else "It has none.")
+        )
+    name = states[state]
+    there = log.topics()
+    if prefix + name in there:
+        raise UsageError(
+            f"{log.name}: the state {state!r} has its topic {prefix}{name}: there is nothing to begin. To start the "
+            "app anew, with every state empty: `semel app reset`."
+        )
+    without = _Without(log, ())
+    lay_out(graph, without, prefix=prefix, may_begin=states.values())  # type: ignore[arg-type]
+    node = next(fold.id for fold in graph.folds() if fold.name == state)
+    inputs = sorted({above.topic.name for above in graph.ancestors(node) if isinstance(above, g.Read)})
+    asked = [at for topic in inputs if prefix + topic in there for at in _all(there[prefix + topic])]
+    found = log.committed(asked)
+    if UNFINISHED in found.values():
+        raise UsageError(
+            f"{log.name}: a reset of app {graph.app} has not finished. Run it again: every state begins then."
+        )
+    made = next(new for new in without.created if new.name == prefix + name)
+    return made, {at: position for at, position in found.items() if position is not None}
+
+
+def _states(graph: g.Graph) -> Mapping[str, str]:
+    """Name -> changelog."""
+    return {fold.name: fold.topic for fold in graph.folds()}
+
+
+def _all(topic: TopicInfo) -> list[TopicPartition]:
+    return _partitions(topic.name, topic.partitions)
+
+
 class _Without:
     """As much of a log as `lay_out` asks of, as if some topics were not there; making topics is only noted."""
 
-    def __init__(self, log: Log, hidden: Set[str]) -> None:
+    def __init__(self, log: Log, hidden: Collection[str]) -> None:
+        self.created: list[NewTopic] = []
         self.name = log.name
         self.config = log.config
         self._topics = {name: info for name, info in log.topics().items() if name not in hidden}
@@ -105,6 +148,7 @@ class _Without:
         return self._topics
 
     def create(self, topics: Sequence[NewTopic]) -> None:
+        self.created += topics
         self._topics |= {new.name: TopicInfo(new.name, "", new.partitions) for new in topics}
 
 
@@ -139,18 +183,18 @@ def leftover(graph: g.Graph, log: Log, name: str, *, prefix: str, delivered: Del
         )
     partitions = _partitions(prefix + name, there[prefix + name].partitions)
     positions: Mapping[TopicPartition, Position | None] = {}
-    for kind in (g.InternalKind.REPARTITION, g.InternalKind.OUTBOX):
+    for kind in (g.InternalKind.REPARTITION, g.InternalKind.CHANGELOG, g.InternalKind.OUTBOX):
         if name.startswith(opening) and name.endswith(f"-{kind}"):
-            if kind is g.InternalKind.REPARTITION:
-                positions = log.committed(partitions)
-            else:
+            if kind is g.InternalKind.OUTBOX:
                 positions = delivered(_between(graph.app, name, kind), partitions)
+            else:
+                positions = log.committed(partitions)
             break
     # The name alone does not tell: `a-b-x-outbox` may belong to app `a` or `a-b`.
     if not any(position is not None for position in positions.values()):
         raise UsageError(
-            f"{log.name}: nothing says that topic {prefix}{name} is an outbox or a repartition topic of app "
-            f"{graph.app}: no group of the app has a position in it. Left alone."
+            f"{log.name}: nothing says that topic {prefix}{name} is an outbox, a changelog or a repartition topic of "
+            f"app {graph.app}: no group of the app has a position in it. Left alone."
         )
     return Waiting(name, kind, _count(log, positions, partitions))
 

@@ -43,6 +43,7 @@ from semel.ports import (
 )
 from semel.streams import graph as g
 from semel.streams.layout import (
+    OWNED,
     UNFINISHED,
     Delivered,
     Layout,
@@ -276,6 +277,7 @@ class Worker:
         for task in touched:
             task.flush()
         positions = {self._layout.at(*at): position for task in touched for at, position in task.positions().items()}
+        positions |= {self._changelog(task, name): OWNED for task in touched for name in task.states}
         due = store or self._now_ms >= self._store_at_ms or any(_unstored(t) > STORE_KEYS_MAX for t in tasks)
         keep = [task for task in tasks if _unstored(task)] if due else []
         # Asked before the commit: that the commit then succeeds proves that nobody else had written below these ends.
