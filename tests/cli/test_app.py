@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from semel.broker.requests import DeleteGroupsRequest
-from semel.cli.app import drain, reset
+from semel.cli.app import begin, drain, reset
 from semel.errors import SemelError, UsageError
 from semel.host.engine import Ask
 from semel.host.groups import Tended, tend
@@ -298,6 +298,57 @@ def test_drain_gives_up_what_a_removed_node_left(place: Place, capsys: pytest.Ca
     place.tended(lambda log: log.session("x").create([NewTopic("counts-other-x-outbox", 1)]))
     with pytest.raises(UsageError, match="nothing says that topic"):
         drain(APP, "counts-other-x-outbox", on=place.url, yes=True)
+    place.feed()
+    place.run_to(16)
+
+
+def test_a_state_that_is_gone_begins_only_when_asked_to(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its changelog was deleted: every start stops, and names the command; that says what the state will lack."""
+    place.run_to(8)
+    with pytest.raises(UsageError, match="there is nothing to begin"):
+        begin(APP, "sums", on=place.url, yes=True)
+    place.tended(lambda log: log.delete([CHANGELOG]))
+    for _ in range(2):
+        code, said = place.run(lambda: False)
+        assert code == 1 and f"`semel app begin {APP} sums --on {place.url}`" in said, said
+        place.alone()
+    assert CHANGELOG not in place.ids()
+    begin(APP, "sums", on=place.url)
+    told = capsys.readouterr().out
+    assert "nothing of what the app has read of orders (partition 0 at 10, 1 at 10, 2 at 10, 3 at 10)" in told
+    assert told.endswith("Nothing has been done. To do it: --yes\n") and CHANGELOG not in place.ids()
+    begin(APP, "sums", on=place.url, yes=True)
+    assert CHANGELOG in place.ids() and place.position("counts", "orders") == [10] * 4
+    place.feed()
+    place.run_to(8)
+
+
+def test_reset_is_a_way_on_for_a_state_that_is_gone(place: Place) -> None:
+    """Everything is computed again, so nothing is short of anything."""
+    place.run_to(8)
+    place.tended(lambda log: log.delete([CHANGELOG]))
+    reset(APP, on=place.url, yes=True)
+    place.run_to(8)
+
+
+def test_a_removed_state_is_given_up_by_drain(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Left there, it would come back as it was then, should its name come back."""
+    place.run_to(8)
+    name = "counts-old-changelog"
+
+    def left(tended: Tended) -> None:
+        log = tended.session("counts")
+        log.create([NewTopic(name, 1, {"cleanup.policy": "compact"})])
+        log.writer(name)(0, b"k", b"1", now_ms(), None)
+        log.flush()
+        _done(log.commit_offsets({parts(name, 1)[0]: Position(0)}))
+
+    place.tended(left)
+    code, said = place.run(lambda: False)
+    assert code == 1 and f"`semel app drain {APP} {name} --on {place.url}`" in said, said
+    place.alone()
+    drain(APP, name, on=place.url, yes=True)
+    assert f"topic {name} on {place.url}: deleted, with the state 'old'." in capsys.readouterr().out
     place.feed()
     place.run_to(16)
 

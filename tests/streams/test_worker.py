@@ -4,7 +4,7 @@ not happen here. The totals of what was put in are compared with the committed s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +17,7 @@ from semel.ports import (
     NotDone,
     Outcome,
     Position,
+    Records,
     SinkConnection,
     Step,
     Steps,
@@ -527,6 +528,23 @@ def test_a_member_that_was_faster_makes_the_changelog(broker: MemBroker) -> None
             return seen
 
     Machine("a", broker, log=Slow)
+
+
+def test_a_log_that_is_slow_to_answer_is_no_empty_one(broker: MemBroker) -> None:
+    """A busy cluster's first fetch brought nothing within a tenth of a second: the leftover was taken for empty, and the
+    app went on."""
+
+    class Busy(MemLog):
+        def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
+            yield Records(at, [], [], [], [], None, start, -1)
+            yield from super().read(at, start, target)
+
+    machine = Machine("a", broker)
+    fill(broker)
+    machine.run()
+    broker.offsets.clear()
+    with pytest.raises(SemelError, match="has no committed position"):
+        Machine("a", broker, log=Busy).run()
 
 
 def test_the_changelog_of_an_app_with_a_similar_name_is_left_alone(broker: MemBroker) -> None:

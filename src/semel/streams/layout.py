@@ -18,6 +18,7 @@ from semel.streams.topic import NAME_LENGTH_MAX
 
 # Where the group stands while a reset is under way: no log reaches it, so no worker starts from it.
 UNFINISHED = Position(2**62, "a reset has not finished")
+SILENT_ROUNDS = 20  # of a read that yields nothing, until it counts as one behind an open transaction
 # The group's position in a changelog, with every commit: nobody reads from it, it says whose the topic is.
 OWNED = Position(0, "the state of this group")
 
@@ -174,17 +175,20 @@ def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | N
 
 
 def holds_records(log: Log, at: TopicPartition, start: int | None = None) -> bool:
-    """Whether a partition holds a committed record at or after `start`, as far as can be told without waiting: what
-    lies behind an open transaction is of now, not of a forgotten run."""
+    """Whether a partition holds a committed record at or after `start`. What lies behind an open transaction is of now,
+    not of a forgotten run, and is not waited for; but a busy log is, a while: its silence looks the same."""
     position = max(log.starts([at])[at], start or 0)
     end = log.ends([at])[at]
     if end <= position:
         return False
+    waits = 0
     for records in log.read(at, position, end):
         if records.offsets:
             return True
         if records.next_offset <= position:
-            return False
+            if (waits := waits + 1) == SILENT_ROUNDS:
+                return False
+            continue
         position = records.next_offset
     return False
 
