@@ -8,6 +8,7 @@ from semel.broker.config import Config
 from semel.broker.node import Node
 from semel.broker.requests import FindCoordinatorRequest, MetadataRequest
 from semel.errors import UsageError
+from semel.log.journal import Journal
 from semel.ports import Step
 
 from .world import START_MS, Txn, World, batch, fetch_request, produce_request
@@ -127,6 +128,24 @@ def test_a_checkpoint_bounds_what_a_restart_replays() -> None:
     assert (again.error_code, again.base_offset) == (0, 0)
     assert txn.commit() == 0
     assert world.read("a", committed=True)[0] == "open"
+
+
+def test_a_checkpoint_never_runs_beside_a_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sync the segments, and of two concurrent fsyncs of a file one is not told of a write-back that failed."""
+    world = World()
+    world.topic("a")
+    world.post(produce_request("a", batch("x")))
+    world.node.write()
+    sync = Journal.sync
+
+    def beside(journal: Journal) -> int:
+        world.node.checkpoint()
+        return sync(journal)
+
+    with monkeypatch.context() as replaced:
+        replaced.setattr(Journal, "sync", beside)
+        with pytest.raises(AssertionError, match="a checkpoint beside a sync"):
+            world.node.sync()
 
 
 def test_a_checkpoint_keeps_no_reply_back_and_frees_none_early() -> None:

@@ -57,6 +57,7 @@ class Node:
         self._answered: dict[int, dict[int, Reply]] = {}  # by connection: replies whose turn has not come
         self._ahead_bytes = max(1, config.checkpoint_bytes // AHEAD)
         self._ahead_at = self._ahead_bytes  # bytes since the checkpoint at which the segments are synced next
+        self._syncing = False  # `sync` is under way, in whatever thread
         self._broken = False  # an append or a sync failed: nothing is answered any more
         self._closing: set[int] = set()  # connections that are being ended: nothing of theirs is stepped any more
         self._recover(now_ms)
@@ -193,6 +194,8 @@ class Node:
         already: a killed process loses nothing that `write` handed over."""
         self._check()
         self.steps.reached(Step.SYNC_BEFORE)
+        assert not self._syncing, "two syncs at a time"
+        self._syncing = True
         try:
             if self.config.durability == FSYNC:
                 position = self.journal.sync()
@@ -202,6 +205,8 @@ class Node:
         except BaseException:
             self._broken = True
             raise
+        finally:
+            self._syncing = False
         self.steps.reached(Step.SYNC_AFTER)
         return position
 
@@ -243,8 +248,12 @@ class Node:
 
     def checkpoint(self) -> None:
         """Writes the state to the head of a new journal file and drops the older files: a restart then replays from
-        here. What was appended before is durable when it returns, but replies leave by `synced` alone, as always."""
+        here. What was appended before is durable when it returns, but replies leave by `synced` alone, as always.
+
+        Never beside a `sync`: both sync the segments, a file tells a failed write-back to one of two concurrent fsyncs
+        only, and the other would take the bytes for durable. The host waits until its thread has come back."""
         self._check()
+        assert not self._syncing, "a checkpoint beside a sync"
         try:
             for _, partition in self.broker.state.partitions():
                 partition.sync()

@@ -15,6 +15,7 @@ Running: `append` and `Partition.apply` per record; once per round `Partition.fl
 
 Checkpoint, when `journal.bytes_since_checkpoint` is large:
 
+    wait until no other thread is in `sync` or `sync_ahead`
     for partition in partitions: partition.sync()       # short, if `sync_ahead` ran in the syncing thread before
     journal.checkpoint([(meta, b""), ...])              # broker records, and Partition.checkpoint() for each partition
     journal.drop_before(journal.checkpoint_position)

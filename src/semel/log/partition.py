@@ -331,7 +331,8 @@ class Partition:
             self._new_files = False
 
     def sync_ahead(self) -> None:
-        """Syncs what is flushed. For one other thread, beside all else: it spares the next `sync` most of its time."""
+        """Syncs what is flushed. For one other thread, beside all else but `sync`, to which it leaves little: of two
+        concurrent fsyncs of one file only one is told that a write-back failed."""
         for segment in tuple(self._segments):
             segment.sync_ahead()
 

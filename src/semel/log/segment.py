@@ -168,8 +168,8 @@ class Segment:
             self._synced = size
 
     def sync_ahead(self) -> None:
-        """The same, for one other thread, beside all else. Each thread keeps its own figure, so that neither is set
-        back by the other."""
+        """The same, for one other thread, beside all else but `sync`: of two concurrent fsyncs only one is told that a
+        write-back failed. Each thread keeps its own figure, so that neither is set back by the other."""
         size = self.flushed
         if size > self.synced:
             self._sync()
