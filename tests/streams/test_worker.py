@@ -531,8 +531,8 @@ def test_a_member_that_was_faster_makes_the_changelog(broker: MemBroker) -> None
 
 
 def test_a_log_that_is_slow_to_answer_is_no_empty_one(broker: MemBroker) -> None:
-    """A busy cluster's first fetch brought nothing within a tenth of a second: the leftover was taken for empty, and the
-    app went on."""
+    """A busy cluster's first fetch brought nothing within a tenth of a second: the topic was taken for empty, and
+    the app went on."""
 
     class Busy(MemLog):
         def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
