@@ -28,7 +28,7 @@ from semel.streams import graph as g
 from semel.verify import checkers
 from semel.verify.oracle import reckon, reckon_input, reckon_sink
 from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, Fault, Kind, schedule
-from semel.verify.verdict import Report
+from semel.verify.verdict import Output, Report
 from semel.verify.workload import workload
 
 WORKERS = 2
@@ -114,24 +114,32 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         )
         world.feed(RECORDS_PER_S)
         world.watch()
-        storm.run(deadline_s=120 + 15 * plan.kills)
-        storm.calm()
-        say(f"{storm.kills_worker + storm.kills_broker} kills; finishing the rest of the input")
-        world.finish(everything=bool(asked.inputs))
-        if not world.settled(alive=lambda: _alive(storm)):
-            raise ProofError(
-                "the app did not finish its input within the time, with nothing broken any more. The workers said:\n"
-                + "\n".join(w.tail() for w in workers)
-            )
+        unfinished = ""
+        try:
+            storm.run(deadline_s=120 + 15 * plan.kills)
+            storm.calm()
+            say(f"{storm.kills_worker + storm.kills_broker} kills; finishing the rest of the input")
+            world.finish(everything=bool(asked.inputs))
+            if not world.settled(alive=lambda: _alive(storm)):
+                raise ProofError(
+                    "the app did not finish its input within the time, with nothing broken any more. The workers said:\n"
+                    + "\n".join(w.tail() for w in workers)
+                )
+        except ProofError as why:
+            # What is there already may show what went wrong: a repeated record is one, however the run ended.
+            unfinished = str(why)
+            storm.calm_broker()
         hits = _hits(workers, broker)
         for worker in workers:
-            if (code := worker.leave()) != 0:
+            if (code := worker.leave()) != 0 and not unfinished:
                 storm.failures.append(f"{worker.name} left with exit code {code}:\n{worker.tail()}")
         committed = world.committed()
         outputs = reckon_input(graph, world.given, committed) + reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         outputs.append(checkers.monotonic("positions over time", world.history))
         doubts = _doubts(graph, asked, storm, hits)
+        if unfinished:
+            outputs, doubts = [_so_far(o) for o in outputs], [unfinished, *doubts]
         return Report(
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
             kills_broker=storm.kills_broker, zombies=storm.zombies, refused=storm.refused,
@@ -153,6 +161,14 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             say(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _so_far(output: Output) -> Output:
+    """Of a run that did not finish: what is missing may only be late, and so may the last value of a key. A record that
+    is there twice, or without a reason, is wrong all the same."""
+    judged = output.kind == "append" or "appended" in output.kind
+    kept = output if judged else replace(output, repeated=0, wrong=0)
+    return replace(kept, lost=0, unknown="the app did not finish its input")
 
 
 def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:

@@ -123,12 +123,16 @@ class Storm:
             self.trickle()
             time.sleep(POLL_S)
 
-    def calm(self) -> None:
-        """Every process runs, nothing is armed: what is left of the input can be finished."""
+    def calm_broker(self) -> None:
+        """The broker runs, and nothing is armed in it."""
         if self.broker is not None:
             self._disarm(self.broker)
             while not self.broker.alive():
                 self._start_broker()
+
+    def calm(self) -> None:
+        """Every process runs, nothing is armed: what is left of the input can be finished."""
+        self.calm_broker()
         for slot in self.slots:
             self._disarm(slot.child)
             if slot.state in (State.STOPPED, State.RESUMED):
