@@ -530,6 +530,41 @@ def test_a_member_that_was_faster_makes_the_changelog(broker: MemBroker) -> None
     Machine("a", broker, log=Slow)
 
 
+@pytest.mark.parametrize(
+    ("topic", "group"),
+    [
+        ("billing-eu-sums-changelog", "billing-eu"),
+        ("billing-eu-sums-repartition", "billing-eu"),
+        ("billing-eu-rows-outbox", "billing-eu.rows"),
+    ],
+)
+def test_a_topic_that_another_app_has_under_the_same_name_stops_the_start(
+    broker: MemBroker, topic: str, group: str
+) -> None:
+    """State `eu-sums` of app `billing`, state `sums` of app `billing-eu`: each would restore what the other wrote."""
+
+    def build(b: Builder) -> None:
+        key = b.read(orders).key_by(lambda order: "odd" if order % 2 else "even", key=str)
+        sums = key.fold(0, lambda total, order: total + order, name="eu-sums").changes()
+        sums.map_values(Alert).write(SQLite("none.db", "eu-rows", name="eu-rows", key="order"))
+
+    there: dict[tuple[str, str], Position] = {}
+
+    def asked(group: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Position | None]:
+        return {at: there.get((group, at.topic)) for at in partitions}
+
+    machine = Machine("a", broker, build, asked=asked)
+    fill(broker)
+    there[group, topic] = Position(0)
+    with pytest.raises(SemelError, match=rf"group {group} uses the topic {topic}, which app billing has"):
+        Machine("b", broker, build, asked=asked)
+    there.clear()
+    machine.run()
+    there["billing.eu-rows", "billing-eu-rows-outbox"] = Position(0)
+    there[group, topic] = Position(0)
+    Machine("b", broker, build, asked=asked)  # what is ours for a while is not asked about
+
+
 def test_a_log_that_is_slow_to_answer_is_no_empty_one(broker: MemBroker) -> None:
     """A busy cluster's first fetch brought nothing within a tenth of a second: the topic was taken for empty, and
     the app went on."""

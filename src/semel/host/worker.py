@@ -30,7 +30,7 @@ from semel.host.supervisor import supervise
 from semel.ports import Log, LogLost, Position, Steps, Stores, TopicPartition
 from semel.sinks.delivery import Delivery
 from semel.streams import graph as g
-from semel.streams.layout import Delivered
+from semel.streams.layout import Asked
 from semel.streams.worker import Worker
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     stack.callback(slot.lock.release)
     log = source(run.name, slot.identity, slot.identity if run.mode is Mode.EXACTLY_ONCE else None)
     stack.callback(log.close)
+    asked = _asked(run, slot, source)
     worker = Worker(
         graph,
         log,
@@ -162,7 +163,8 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
         prefix=run.prefix,
         trace=run.trace,
         notice=_say,
-        delivered=_delivered(run, slot, source),
+        delivered=lambda sink, partitions: asked(f"{run.app.name}.{sink}", partitions),
+        asked=asked,
     )
     worker.start(now_ms())
     deliveries = [
@@ -212,11 +214,11 @@ def _outboxes(graph: g.Graph) -> Iterator[tuple[str, g.Write]]:
 Source = Callable[[str, str, str | None], Log]  # group, static member id, transactional id
 
 
-def _delivered(run: Run, slot: Slot, source: Source) -> Delivered:
-    """How far a sink's delivery is, also one that the program no longer has: asked in the name of its group."""
+def _asked(run: Run, slot: Slot, source: Source) -> Asked:
+    """Where another group is (a sink's delivery, also one that the program no longer has): asked in its name."""
 
-    def positions(sink: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Position | None]:
-        log = source(f"{run.name}.{sink}", f"{slot.identity}.{sink}", None)
+    def positions(group: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Position | None]:
+        log = source(run.prefix + group, f"{slot.identity}.asks", None)
         try:
             return log.committed(partitions)
         finally:

@@ -174,6 +174,41 @@ def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | N
     return found
 
 
+# Group without prefix, partitions -> its positions.
+Asked = Callable[[str, Sequence[TopicPartition]], Mapping[TopicPartition, Position | None]]
+
+
+def taken_by_others(graph: g.Graph, log: Log, layout: Layout, asked: Asked) -> list[str]:
+    """Messages about internal topics of this app that another one uses under the same name: `a-b-x-changelog` is state
+    `b-x` of app `a` and state `x` of app `a-b`. Asked of a topic that we have not committed in yet; two apps that first
+    start at the same moment are not told apart (docs: Names are identity)."""
+    others: dict[str, list[TopicPartition]] = {}
+    for name, topic in graph.internal.items():
+        if topic.kind not in (g.InternalKind.CHANGELOG, g.InternalKind.REPARTITION, g.InternalKind.OUTBOX):
+            continue
+        words = name.removesuffix(f"-{topic.kind}").split("-")
+        groups = []
+        for cut in range(1, len(words)):
+            app, rest = "-".join(words[:cut]), "-".join(words[cut:])
+            groups.append((app, f"{app}.{rest}" if topic.kind is g.InternalKind.OUTBOX else app))
+        mine = [group for app, group in groups if app == graph.app]
+        if len(groups) == 1:
+            continue
+        held = (
+            asked(mine[0], layout.all(name)) if topic.kind is g.InternalKind.OUTBOX else log.committed(layout.all(name))
+        )
+        if not any(position is not None for position in held.values()):
+            for group in {group for _, group in groups}.difference(mine):
+                others.setdefault(group, []).extend(layout.all(name))
+    return [
+        f"{log.name}: group {layout.prefix}{group} uses the topic {at.topic}, which app {graph.app} has under the same "
+        "name: two apps would write each other's state. Give the state, the sink or the app another name."
+        for group, partitions in sorted(others.items())
+        for at, position in list(asked(group, partitions).items())
+        if position is not None
+    ]
+
+
 def holds_records(log: Log, at: TopicPartition, start: int | None = None) -> bool:
     """Whether a partition holds a committed record at or after `start`. What lies behind an open transaction is of now,
     not of a forgotten run, and is not waited for; but a busy log is, a while: its silence looks the same."""

@@ -45,6 +45,7 @@ from semel.streams import graph as g
 from semel.streams.layout import (
     OWNED,
     UNFINISHED,
+    Asked,
     Delivered,
     Layout,
     LayoutError,
@@ -52,6 +53,7 @@ from semel.streams.layout import (
     holds_records,
     lay_out,
     leftovers,
+    taken_by_others,
 )
 from semel.streams.state import DELETE_RETENTION_MS
 from semel.streams.task import Task, TaskId, compile_graph
@@ -119,6 +121,7 @@ class Worker:
         trace: bool = False,
         notice: Callable[[str], None] = lambda text: None,
         delivered: Delivered | None = None,
+        asked: Asked | None = None,
     ) -> None:
         self.progress = Progress()
         self._graph = graph
@@ -131,6 +134,7 @@ class Worker:
         self._trace = trace
         self._notice = notice
         self._delivered = delivered
+        self._asked = asked
         self._programs = compile_graph(graph, trace=trace)
         self._home = {topic: sub for sub in graph.subtopologies for topic in sub.sources}
         self._layout: Layout | None = None
@@ -159,6 +163,9 @@ class Worker:
         self._log.join([self._prefix + topic for topic in topics], self)
         for message in leftovers(self._graph, self._log, self._layout, self._delivered):
             raise LayoutError(message)
+        if self._asked is not None:
+            for message in taken_by_others(self._graph, self._log, self._layout, self._asked):
+                raise LayoutError(message)
         self._commit_at_ms = now_ms + self._interval_ms
 
     def run_once(self, now_ms: int, timeout_s: float = 0.1) -> int:
