@@ -122,7 +122,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             world.finish(everything=bool(asked.inputs))
             if not world.settled(alive=lambda: _alive(storm)):
                 raise ProofError(
-                    "the app did not finish its input within the time, with nothing broken any more. The workers said:\n"
+                    "the app did not finish its input in time, with nothing broken any more. The workers said:\n"
                     + "\n".join(w.tail() for w in workers)
                 )
         except ProofError as why:
