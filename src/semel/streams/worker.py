@@ -13,7 +13,8 @@ The rules, each with the failure it prevents (FAULTS, In the processor):
 - The store is written only after its transaction is committed (P2).
 - `revoked` commits before the partitions go; `lost` aborts. After an abort, or an outcome that is not Done, all tasks
   are dropped and made anew from what is committed: nothing that was not committed is in memory either.
-- Positions that are gone while the app's internal topics hold records stop the start: never a silent reset.
+- Positions that are gone while the app's internal topics hold records stop the start, and so does a state that is gone
+  behind positions: never a silent reset. Each commit carries a position in its changelogs too: whose they are.
 
 Steps: the worker reaches output.before, output.after and fenced.log in each mode, and offsets.before/after where it
 commits offsets itself (at-least-once, at-most-once); within a transaction `Log.commit` reaches offsets.* and commit.*.
