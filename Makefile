@@ -31,10 +31,10 @@ check: install
 	$(BIN)/python -m pytest tests/test_tidy.py
 
 test: install
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --ignore=tests/servers --ignore=tests/proof --ignore=tests/canaries tests
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --ignore=tests/servers --ignore=tests/proof --ignore=tests/canaries --ignore=tests/sim/test_canaries.py tests
 
 test-servers: install
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile tests/servers tests/canaries
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile tests/servers tests/canaries tests/sim/test_canaries.py
 
 proof: install
 	$(BIN)/python -m tests.proof $(WHAT)
