@@ -93,7 +93,8 @@ def test_each_input_once_though_the_broker_is_killed_twice(client: str, tmp_path
             copy.kill()
             copy.wait()
         seconds = time.monotonic() - began
-        assert kills == [] and aborted >= RECORDS // 500 // 10
+        # Each kill may have hit a transaction that was going to be aborted.
+        assert kills == [] and aborted >= RECORDS // 500 // 10 - 2
         expected = Counter({b"%d:%d" % (i % PARTITIONS, i // PARTITIONS): 1 for i in range(RECORDS)})
         seen = contents(broker.address, "in-out", "read_committed")
         assert seen == expected, f"lost {sum((expected - seen).values())}, repeated {sum((seen - expected).values())}"
