@@ -165,8 +165,8 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
 
 def _so_far(output: Output) -> Output:
     """Of a run that did not finish: what is missing may only be late, and so may the last value of a key. A record that
-    is there twice, or without a reason, is wrong all the same."""
-    judged = output.kind == "append" or "appended" in output.kind
+    is there twice, or without a reason, is wrong all the same, and so is a position that went back."""
+    judged = output.kind in ("append", "monotonic") or "appended" in output.kind
     kept = output if judged else replace(output, repeated=0, wrong=0)
     return replace(kept, lost=0, unknown="the app did not finish its input")
 

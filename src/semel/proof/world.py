@@ -322,14 +322,15 @@ def read_back(
     for at, position in log.committed(group_sources).items():
         if position is not None:
             plain = TopicPartition(at.topic.removeprefix(prefix), at.partition)
-            # A position past markers and aborted records is the same place as the last record's next one.
-            found.positions[plain] = _last_record_below(found.records.get(plain, []), position.offset)
+            found.positions[plain] = place_of(found.records.get(plain, []), position.offset, ends.get(at, 0))
     return found
 
 
-def _last_record_below(rows: Sequence[Row], position: int) -> int:
-    """The position right after the last record below `position`; one beyond all records and markers stays visible as
-    beyond only by the offsets that the log refuses, which `committed` would not have taken."""
+def place_of(rows: Sequence[Row], position: int, end: int) -> int:
+    """A position past markers and aborted records is the same place as right after the last record below it. One
+    beyond the end of the log is no place in it: it would skip records yet to come, and stays what it is."""
+    if position > end:
+        return position
     below = [row.offset for row in rows if row.offset < position]
     return below[-1] + 1 if below else 0
 
