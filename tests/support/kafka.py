@@ -10,9 +10,10 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
+
+from semel.host.free_port import free_port
 
 HERE = Path(__file__).resolve().parent.parent / "servers" / "kafka"
 
@@ -30,25 +31,12 @@ def libs() -> Path:
     return folder
 
 
-def free_port_pair() -> int:
-    """A port that is free together with the one above it (broker and controller)."""
-    for _ in range(200):
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port: int = one.getsockname()[1]
-            try:
-                with socket.create_server(("127.0.0.1", port + 1)):
-                    return port
-            except OSError:
-                continue
-    raise RuntimeError("no two adjacent free ports on 127.0.0.1")
-
-
 class KafkaProcess:
     """One broker in KRaft mode with its own folder and port. `advertise` names a proxy in front of it."""
 
     def __init__(self, folder: Path, *, advertise: str | None = None, props: dict[str, str] | None = None) -> None:
         self.folder = folder
-        self.port = free_port_pair()
+        self.port = free_port(count=2)  # broker and controller
         self.props = dict(props or {})
         if advertise:
             self.props["advertised.listeners"] = f"PLAINTEXT://{advertise}"

