@@ -9,6 +9,7 @@ import pytest
 from semel import App, Builder, Topic
 from semel.ports import Headers
 from semel.streams import state as module
+from semel.streams.lineage import History, Lineage
 from semel.streams.state import MemoryStore, State, fit
 
 HOUR = 3_600_000
@@ -38,6 +39,7 @@ class Changelog:
 
 def test_one_changelog_record_per_dirty_key_and_the_store_only_after_the_commit(state: State) -> None:
     """However often a key changed; deletions are tombstones."""
+    state.take_over(Lineage(), "a", topic_id="id", start=0, end=0, now_ms=HOUR)
     log = Changelog()
     for value in range(5):
         update(state, b"a", value)
@@ -47,9 +49,9 @@ def test_one_changelog_record_per_dirty_key_and_the_store_only_after_the_commit(
     assert list(state._store.items()) == []
     state.flush(log, 0, trace=False)
     assert len(log.records) == 2
-    state.committed("id", 7, HOUR)
+    state.committed(7, HOUR)
     assert list(state._store.items()) == [(b"a", b"4")]
-    assert fit(state._store.mark(), topic_id="id", start=0, end=9, now_ms=HOUR).offset == 7
+    assert fit(state._store.mark(), topic_id="id", lineage=state.lineage, start=0, end=9, now_ms=HOUR).offset == 7
 
 
 def test_reads_see_cache_then_pending_then_store(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +61,7 @@ def test_reads_see_cache_then_pending_then_store(state: State, monkeypatch: pyte
     for n in range(10):
         update(state, b"k%d" % n, n)
         state.flush(log, 0, trace=False)
-    state.committed("id", 10, HOUR)
+    state.committed(10, HOUR)
     assert len(state.cache) < 10
     update(state, b"k0", 100)
     state.flush(log, 0, trace=False)
@@ -69,7 +71,7 @@ def test_reads_see_cache_then_pending_then_store(state: State, monkeypatch: pyte
     assert dict(state.items()) == {b"k0": 100} | {b"k%d" % n: n for n in range(2, 10)}
 
 
-MARK = b'{"topic_id":"id","offset":50,"time_ms":0}'
+MARK = b'{"topic_id":"id","history":"b","offset":50,"time_ms":0}'
 
 
 @pytest.mark.parametrize(
@@ -84,13 +86,17 @@ MARK = b'{"topic_id":"id","offset":50,"time_ms":0}'
         (MARK, "id", 51, 60, HOUR, 51, "begins at 51"),
         (MARK, "id", 0, 60, 13 * HOUR, 0, "13.0 h ago"),
         (b"?", "id", 0, 60, HOUR, 0, "cannot be read"),
+        (MARK.replace(b'"b"', b'"a"').replace(b"50", b"20"), "id", 0, 60, HOUR, 20, ""),
+        (MARK.replace(b'"b"', b'"a"').replace(b"50", b"21"), "id", 0, 60, HOUR, 0, "a history that ended at offset 20"),
+        (MARK.replace(b'"b"', b'"z"'), "id", 0, 60, HOUR, 0, "a history that its changelog does not know"),
     ],
 )
 def test_a_store_is_used_only_where_its_mark_fits(
     mark: bytes | None, topic_id: str, start: int, end: int, now_ms: int, offset: int, reason: str
 ) -> None:
     """Else it is rebuilt from the start of the changelog, with a reason for people."""
-    found = fit(mark, topic_id=topic_id, start=start, end=end, now_ms=now_ms)
+    lineage = Lineage((History("a", 0), History("b", 20)))
+    found = fit(mark, topic_id=topic_id, lineage=lineage, start=start, end=end, now_ms=now_ms)
     assert found.offset == offset
     assert (reason in found.rebuild) if reason else not found.rebuild
 

@@ -80,6 +80,7 @@ class Machine:
         self.settings = settings
         self.notices: list[str] = []
         self.now_ms = 1_000_000
+        self.starts = 0
         if start:
             self.start()
 
@@ -88,7 +89,9 @@ class Machine:
 
     def start(self) -> None:
         self.log = self.make_log(self.broker, self.name)
-        self.worker = Worker(self.graph, self.log, self.store, notice=self.notices.append, **self.settings)  # type: ignore
+        self.starts += 1
+        id = f"{self.name}{self.starts}"
+        self.worker = Worker(self.graph, self.log, self.store, notice=self.notices.append, id=id, **self.settings)  # type: ignore
         self.worker.start(self.now_ms)
 
     def run(self, rounds: int = 10, *, commit: bool = True) -> None:
@@ -611,7 +614,7 @@ def test_a_store_that_is_ahead_of_its_changelog_is_rebuilt_and_says_why(broker: 
     for store in (store for store in machine.disk.values() if store.mark() is not None):
         store.write(
             {b"k0": b"-5"},
-            b'{"topic_id":"%s","offset":10000,"time_ms":1000000}'
+            b'{"topic_id":"%s","history":"a1.1","offset":10000,"time_ms":1000000}'
             % broker.topics["billing-sums-changelog"].topic_id.encode(),
         )
     machine.start()

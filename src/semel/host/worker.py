@@ -12,6 +12,7 @@ there is one: its folder belongs to one process, and threads of one process woul
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,6 +166,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
         notice=_say,
         delivered=lambda sink, partitions: asked(f"{run.app.name}.{sink}", partitions),
         asked=asked,
+        id=secrets.token_hex(5),
     )
     worker.start(now_ms())
     deliveries = [

@@ -19,8 +19,6 @@ from semel.streams.topic import NAME_LENGTH_MAX
 # Where the group stands while a reset is under way: no log reaches it, so no worker starts from it.
 UNFINISHED = Position(2**62, "a reset has not finished")
 SILENT_ROUNDS = 20  # of a read that yields nothing, until it counts as one behind an open transaction
-# The group's position in a changelog, with every commit: nobody reads from it, it says whose the topic is.
-OWNED = Position(0, "the state of this group")
 
 
 class LayoutError(SemelError):

@@ -2,7 +2,7 @@
 
 Within a transaction only the cache changes. `flush` writes one changelog record per dirty key into the transaction;
 `committed`, called after the log said that it is committed, moves the same bytes to the store, with a mark in the same
-batch: changelog topic id, offset and time. An aborted transaction is forgotten by dropping the object.
+batch: changelog topic id and history, offset and time. An aborted transaction is forgotten by dropping the object.
 
 The mark's offset is a lower bound: at least everything below it is in the store. Reading the changelog on from there
 may repeat changes that the store has; a change is the whole new value, so repeating the last ones in order is harmless.
@@ -21,6 +21,7 @@ import msgspec
 from semel.errors import SemelError
 from semel.ports import Headers, Store, Write
 from semel.streams.graph import Fold, label
+from semel.streams.lineage import Lineage
 from semel.streams.serde import NotFinite, type_name
 from semel.streams.trace import ORIGIN, node_name
 
@@ -32,6 +33,7 @@ class Mark(msgspec.Struct, frozen=True):
     """What a store says of itself."""
 
     topic_id: str
+    history: str  # of the changelog that it was written in (lineage.py)
     offset: int  # of the changelog: the next one to read
     time_ms: int  # when it was written
 
@@ -52,12 +54,13 @@ def fit(
     mark: bytes | None,
     *,
     topic_id: str,
+    lineage: Lineage,
     start: int,
     end: int,
     now_ms: int,
     delete_retention_ms: int = DELETE_RETENTION_MS,
 ) -> Fit:
-    """Compares a store's mark with its changelog partition [start, end)."""
+    """Compares a store's mark with its changelog partition [start, end) and the histories that it has had."""
     if mark is None:
         return Fit(start, "it is new" if end > start else "")
     try:
@@ -72,6 +75,14 @@ def fit(
         )
     if held.offset < start:
         return Fit(start, f"its changelog begins at {start}, after the store's offset {held.offset}")
+    bound = lineage.bound(held.history)
+    if bound is not None and held.offset > bound:
+        told = f"ended at offset {bound}" if bound >= 0 else "its changelog does not know (any more)"
+        return Fit(
+            start,
+            f"it was written up to offset {held.offset} in a history that {told}: the log went back and went on, or "
+            "others have held this partition for long",
+        )
     # A tombstone may have been compacted away since, and the deleted key would be back (FAULTS P10).
     if now_ms - held.time_ms > delete_retention_ms // 2:
         hours = (now_ms - held.time_ms) / 3_600_000
@@ -117,7 +128,7 @@ class State:
     """One fold's state in one task. `cache`, `dirty` and `origins` are used by the compiled code; they are changed in
     place and never replaced."""
 
-    __slots__ = ("_fold", "_pending", "_store", "cache", "dirty", "name", "origins")
+    __slots__ = ("_fold", "_former", "_pending", "_store", "_topic_id", "cache", "dirty", "lineage", "name", "origins")
 
     def __init__(self, fold: Fold, store: Store) -> None:
         self.name = fold.name
@@ -127,6 +138,9 @@ class State:
         self.dirty: dict[bytes, int] = {}  # key -> time of its last update, since the last flush
         self.origins: dict[bytes, bytes] = {}  # traced runs: key -> the input that updated it last
         self._pending: dict[bytes, bytes | None] = {}  # flushed to the changelog, not yet in the store
+        self.lineage = Lineage()  # with our own history last; committed with what we write
+        self._former = ""  # the history before ours: what is restored was written in it, or earlier
+        self._topic_id = ""
 
     def load(self, key: bytes) -> Any:
         """The state of a key that the cache does not hold, or a fresh zero (None for a reduce)."""
@@ -184,11 +198,11 @@ class State:
         """Keys whose committed change the store does not have yet."""
         return len(self._pending)
 
-    def committed(self, topic_id: str, offset: int, now_ms: int) -> None:
+    def committed(self, offset: int, now_ms: int) -> None:
         """Everything flushed so far is committed and lies in the changelog, as does everything below `offset`,
         which was read before that commit succeeded: only then nobody else can have written below it."""
         assert not self.dirty, f"{self.name}: {len(self.dirty)} keys are not flushed"
-        self._store.write(self._pending, _encode_mark(Mark(topic_id, offset, now_ms)))
+        self._store.write(self._pending, _encode_mark(Mark(self._topic_id, self.lineage.last, offset, now_ms)))
         self._pending.clear()
         excess = len(self.cache) - CACHE_KEYS_MAX
         if excess > 0:
@@ -197,11 +211,24 @@ class State:
 
     # --- restore ---
 
-    def fit(self, *, topic_id: str, start: int, end: int, now_ms: int, delete_retention_ms: int) -> Fit:
-        """Where to restore from. Clears a store that may not be used."""
+    def take_over(
+        self,
+        lineage: Lineage,
+        id: str,
+        *,
+        topic_id: str,
+        start: int,
+        end: int,
+        now_ms: int,
+        delete_retention_ms: int = DELETE_RETENTION_MS,
+    ) -> Fit:
+        """Begins the history `id` of the changelog after those committed so far. Returns where to restore from, up to
+        `end`. Clears a store that may not be used."""
+        self._topic_id, self._former, self.lineage = topic_id, lineage.last, lineage.followed_by(id, end)
         found = fit(
             self._store.mark(),
             topic_id=topic_id,
+            lineage=self.lineage,
             start=start,
             end=end,
             now_ms=now_ms,
@@ -212,11 +239,11 @@ class State:
         return found
 
     def restore(
-        self, keys: Sequence[bytes | None], values: Sequence[bytes | None], topic_id: str, next_offset: int, now_ms: int
+        self, keys: Sequence[bytes | None], values: Sequence[bytes | None], next_offset: int, now_ms: int
     ) -> None:
-        """Committed changelog records in order, up to `next_offset`."""
+        """Committed changelog records in order, up to `next_offset`, which is not beyond where our history begins."""
         changes = {key: value for key, value in zip(keys, values, strict=True) if key is not None}
-        self._store.write(changes, _encode_mark(Mark(topic_id, next_offset, now_ms)))
+        self._store.write(changes, _encode_mark(Mark(self._topic_id, self._former, next_offset, now_ms)))
 
     def close(self) -> None:
         self._store.close()

@@ -88,6 +88,7 @@ class Task:
     ) -> None:
         self.id = TaskId(program.sub.name, partition)
         self.touched = False  # whether anything was taken, written or must be sent since the last commit
+        self.told = False  # whether a commit has said which histories its changelogs have now
         self._app = graph.app
         self._log_name = log_name
         self._reset = command("reset", graph, log_name)

@@ -22,7 +22,7 @@ commits offsets itself (at-least-once, at-most-once); within a transaction `Log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semel.contract import Mode
@@ -44,7 +44,6 @@ from semel.ports import (
 )
 from semel.streams import graph as g
 from semel.streams.layout import (
-    OWNED,
     UNFINISHED,
     Asked,
     Delivered,
@@ -56,12 +55,13 @@ from semel.streams.layout import (
     leftovers,
     taken_by_others,
 )
+from semel.streams.lineage import read_lineage
+from semel.streams.restore import Restore, Restoring
 from semel.streams.state import DELETE_RETENTION_MS
 from semel.streams.task import Task, TaskId, compile_graph
 
 STORE_INTERVAL_MS = 1_000  # how much of its changelog a restart reads again, at most, in time
 STORE_KEYS_MAX = 50_000  # and in changed keys per task
-RESTORE_BATCHES = 16  # per state and round, between two polls
 # Commits that failed in a row: what passes by itself (a rebalance, a broker's restart) has passed after both.
 FAILED_COMMITS_MAX = 10
 FAILED_COMMITS_MS = 60_000
@@ -71,26 +71,6 @@ HOLD_MS, HOLD_MAX_MS = 50, 1_000
 
 class CommitFailed(SemelError):
     """The log refuses this worker's transactions again and again."""
-
-
-@dataclass
-class _Restore:
-    """One state on its way back."""
-
-    state: str
-    at: TopicPartition  # of the changelog
-    position: int
-    target: int
-    records: Iterator[Records]
-    waits: int = 0
-
-
-@dataclass
-class _Restoring:
-    """A task that is not ready yet; its partitions are paused."""
-
-    task: Task
-    states: list[_Restore]
 
 
 @dataclass
@@ -123,6 +103,7 @@ class Worker:
         notice: Callable[[str], None] = lambda text: None,
         delivered: Delivered | None = None,
         asked: Asked | None = None,
+        id: str = "",  # unlike that of any worker before, also of those on a log that was put back since
     ) -> None:
         self.progress = Progress()
         self._graph = graph
@@ -136,13 +117,15 @@ class Worker:
         self._notice = notice
         self._delivered = delivered
         self._asked = asked
+        self._id = id
+        self._histories = 0  # of changelogs, begun by this worker
         self._programs = compile_graph(graph, trace=trace)
         self._home = {topic: sub for sub in graph.subtopologies for topic in sub.sources}
         self._layout: Layout | None = None
         self._writers: dict[str, Write] = {}
         self._retention_ms: dict[str, int] = {}
         self._tasks: dict[TopicPartition, Task] = {}  # by each of its partitions, as the topology names them
-        self._restoring: dict[TaskId, _Restoring] = {}
+        self._restoring: dict[TaskId, Restoring] = {}
         self._owned: dict[TopicPartition, None] = {}
         self._open = False  # a transaction is open (exactly-once), or output is not flushed (the other modes)
         self._now_ms = 0
@@ -285,9 +268,11 @@ class Worker:
         for task in touched:
             task.flush()
         positions = {self._layout.at(*at): position for task in touched for at, position in task.positions().items()}
-        positions |= {self._changelog(task, name): OWNED for task in touched for name in task.states}
         due = store or self._now_ms >= self._store_at_ms or any(_unstored(t) > STORE_KEYS_MAX for t in tasks)
         keep = [task for task in tasks if _unstored(task)] if due else []
+        # By each task's first commit, and again by those before its store is written: Kafka forgets positions.
+        for task in {id(task): task for task in (*keep, *(t for t in touched if not t.told))}.values():
+            positions |= {self._changelog(task, name): s.lineage.position() for name, s in task.states.items()}
         # Asked before the commit: that the commit then succeeds proves that nobody else had written below these ends.
         ends = self._log.ends([self._changelog(task, name) for task in keep for name in task.states]) if keep else {}
         if self._mode is Mode.EXACTLY_ONCE:
@@ -302,10 +287,10 @@ class Worker:
         self._open = False
         self.progress.commits += 1
         for task in touched:
-            task.touched = False
+            task.touched, task.told = False, True
         for task in keep:
             for name, state in task.states.items():
-                state.committed(self._id_of(task, name), ends[self._changelog(task, name)], self._now_ms)
+                state.committed(ends[self._changelog(task, name)], self._now_ms)
         if due:
             self._store_at_ms = self._now_ms + STORE_INTERVAL_MS
 
@@ -393,19 +378,18 @@ class Worker:
         if any(at.partition >= self._layout.partitions[self._layout.bare(at).topic] for at in partitions):
             self._layout = lay_out(self._graph, self._log, prefix=self._prefix, trace=self._trace)
         self._log.pause(partitions)
-        committed = self._log.committed(partitions)
         by_task: dict[TaskId, list[TopicPartition]] = {}
         for at in partitions:
             bare = self._layout.bare(at)
             by_task.setdefault(TaskId(self._home[bare.topic].name, bare.partition), []).append(at)
         for id, sources in by_task.items():
             self._complete(id, sources)
-        self._positions_are_there(by_task, committed)
-
         changelogs = [
             self._layout.at(fold.topic, id.partition) for id in by_task for fold in self._programs[id.subtopology].folds
         ]
         asked = [*changelogs, *partitions]
+        committed = self._log.committed(asked)
+        self._positions_are_there(by_task, {at: committed.get(at) for at in partitions})
         ends = self._log.ends(asked)
         starts = self._log.starts(asked)
         for id, sources in by_task.items():
@@ -500,7 +484,10 @@ class Worker:
         restores = []
         for fold in program.folds:
             at = self._layout.at(fold.topic, id.partition)
-            fit = task.states[fold.name].fit(
+            self._histories += 1
+            fit = task.states[fold.name].take_over(
+                read_lineage(committed.get(at)),
+                f"{self._id}.{self._histories}",
                 topic_id=self._layout.ids[fold.topic],
                 start=starts[at],
                 end=ends[at],
@@ -511,11 +498,11 @@ class Worker:
                 self._notice(f"state {fold.name} partition {id.partition} is rebuilt from its changelog: {fit.rebuild}")
             if fit.offset < ends[at]:
                 records = iter(self._log.read(at, fit.offset, ends[at]))
-                restores.append(_Restore(fold.name, at, fit.offset, ends[at], records))
+                restores.append(Restore(fold.name, at, fit.offset, ends[at], records))
         for at in sources:
             self._log.seek(at, positions[at.topic[len(self._prefix) :]].offset)
         if restores or self._now_ms < self._hold_until_ms:
-            self._restoring[id] = _Restoring(task, restores)
+            self._restoring[id] = Restoring(task, restores)
         else:
             self._go(task)
 
@@ -537,7 +524,10 @@ class Worker:
         assert self._layout is not None
         for id, restoring in list(self._restoring.items()):
             for restore in list(restoring.states):
-                if self._restore_slice(restoring.task, restore):
+                before = restore.restored
+                done = restore.slice(restoring.task, self._now_ms, self._notice)
+                self.progress.restored += restore.restored - before
+                if done:
                     restoring.states.remove(restore)
             if not restoring.states and self._now_ms >= self._hold_until_ms:
                 del self._restoring[id]
@@ -546,42 +536,12 @@ class Worker:
                 self._go(restoring.task)
         self._count()
 
-    def _restore_slice(self, task: Task, restore: _Restore) -> bool:
-        """Whether it has reached its target."""
-        for _ in range(RESTORE_BATCHES):
-            records = next(restore.records, None)
-            if records is None:
-                return True
-            advanced = records.next_offset > restore.position
-            restore.position = max(restore.position, records.next_offset)
-            if not records.offsets and not advanced:
-                restore.waits += 1
-                if restore.waits == 3:
-                    self._notice(
-                        f"restore of {restore.state} partition {task.id.partition} waits at offset "
-                        f"{restore.position} of {restore.at.topic} (target {restore.target}): a transaction of a "
-                        "former owner is open; it ends at its transaction timeout, 10 s for workers of semel"
-                    )
-                return False
-            restore.waits = 0
-            if not records.offsets:
-                continue
-            task.states[restore.state].restore(
-                records.keys, records.values, self._id_of(task, restore.state), records.next_offset, self._now_ms
-            )
-            self.progress.restored += len(records.offsets)
-        return False
-
     # --- small things ---
 
     def _changelog(self, task: Task, state: str) -> TopicPartition:
         assert self._layout is not None
         name = g.internal_name(self._graph.app, state, g.InternalKind.CHANGELOG)
         return self._layout.at(name, task.id.partition)
-
-    def _id_of(self, task: Task, state: str) -> str:
-        assert self._layout is not None
-        return self._layout.ids[g.internal_name(self._graph.app, state, g.InternalKind.CHANGELOG)]
 
     def _writer(self, topic: str) -> Write:
         found = self._writers.get(topic)
