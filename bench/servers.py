@@ -42,7 +42,8 @@ class Server:
             self.start_s = time.perf_counter() - began
         else:
             self._semel = None
-            props = {"log.flush.interval.messages": "1"} if kind == "kafka-flush" else {}
+            # The orders carry times of years ago: by default Kafka deletes them half a minute after its start.
+            props = {"log.retention.ms": "-1"} | ({"log.flush.interval.messages": "1"} if kind == "kafka-flush" else {})
             self._kafka = KafkaProcess(self.folder / "data", props=props).start()
             self.address, self.pid = self._kafka.address, self._kafka.pid
             self.start_s = time.perf_counter() - began  # with the formatting of a new folder, as the other's
