@@ -187,6 +187,7 @@ class Records(NamedTuple):
     next_offset: int
     leader_epoch: int  # of the last record; -1 when the log has none
     first_epoch: int = -1  # leader epoch of the first record; -1 when the log does not tell
+    undecided: bool = False  # no records: `next_offset` is the end of what is decided, an open transaction lies there
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +266,8 @@ class Log(Protocol):
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]: ...
     def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
         """Committed records from `start`, read outside the group, until an end of partition at or past
-        `target`. An end below it is an open transaction: yields empty Records while it waits, so that the
-        caller can say for whom it waits and keep its membership alive."""
+        `target`. Yields empty Records while it waits, so that the caller can keep its membership alive: for an
+        answer, or, `undecided`, for the end of an open transaction below `target`."""
         ...
 
     # writing

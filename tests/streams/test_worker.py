@@ -28,13 +28,14 @@ from semel.ports import (
 )
 from semel.sinks import SQLite
 from semel.streams.builder import Builder
+from semel.streams.reset import _count as count_unread
 from semel.streams.reset import beginning, leftover
 from semel.streams.state import MemoryStore
 from semel.streams.task import ProcessingError, read_metadata
 from semel.streams.topic import Topic
 from semel.streams.trace import ORIGIN, parse_origin, parse_taken
 from semel.streams.worker import CommitFailed, Worker
-from tests.support.memlog import MemBroker, MemLog
+from tests.support.memlog import MemBroker, MemLog, Transaction
 
 orders = Topic("orders", key=str, value=int)
 totals = Topic("totals", key=str, value=int)
@@ -103,6 +104,12 @@ class Machine:
     def take(self) -> None:
         """Takes what is there without committing it."""
         self.worker.run_once(self.now_ms, 0.0)
+
+
+def open_transaction(broker: MemBroker) -> int:
+    number = len(broker.transactions) + 1
+    broker.transactions[number] = Transaction(number, "somebody")
+    return number
 
 
 def fill(broker: MemBroker, count: int = 60, keys: int = 5, start: int = 0) -> Counter[str]:
@@ -443,6 +450,27 @@ def test_missing_positions_with_state_stop_the_start(broker: MemBroker) -> None:
         machine.run()
 
 
+def test_a_source_made_anew_stops_the_start_even_where_the_position_fits(broker: MemBroker) -> None:
+    """A deleted topic comes back, fuller than the old one was: what lies below the old position would be skipped. A
+    position that a person has set since is theirs."""
+    machine = Machine("a", broker)
+    fill(broker)
+    machine.run()
+    for p in range(4):
+        broker.logs[TopicPartition("orders", p)].clear()
+    del broker.topics["orders"]
+    broker.create("orders", 4)
+    fill(broker, 100)
+    machine.start()
+    with pytest.raises(SemelError, match="it was deleted and made anew since"):
+        machine.run()
+    for at in broker.all_partitions(["orders"]):
+        broker.offsets[at] = Position(0)
+    machine.start()
+    machine.run()
+    assert sum(final(broker).values()) == sum(range(60)) + sum(range(100))
+
+
 def test_missing_positions_with_records_in_a_repartition_topic_stop_the_start(broker: MemBroker) -> None:
     """The same where the only trace is in a topic between sub-topologies."""
 
@@ -574,7 +602,8 @@ def test_a_log_that_is_slow_to_answer_is_no_empty_one(broker: MemBroker) -> None
 
     class Busy(MemLog):
         def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
-            yield Records(at, [], [], [], [], None, start, -1)
+            for _ in range(100):
+                yield Records(at, [], [], [], [], None, start, -1)
             yield from super().read(at, start, target)
 
     machine = Machine("a", broker)
@@ -583,6 +612,12 @@ def test_a_log_that_is_slow_to_answer_is_no_empty_one(broker: MemBroker) -> None
     broker.offsets.clear()
     with pytest.raises(SemelError, match="has no committed position"):
         Machine("a", broker, log=Busy).run()
+    # The same said of an outbox "all of it was delivered", when an app was reset.
+    busy = Busy(broker, "b")
+    at = broker.all_partitions(["orders"])
+    assert count_unread(busy, {at[0]: Position(1)}, at) == 59
+    other = broker.put("orders", b"k", b"1", partition=0, transaction=open_transaction(broker))
+    assert count_unread(busy, {at[0]: Position(other)}, at[:1]) == 0, "behind an open transaction: of now"
 
 
 def test_the_changelog_of_an_app_with_a_similar_name_is_left_alone(broker: MemBroker) -> None:

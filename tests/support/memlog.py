@@ -273,7 +273,7 @@ class MemLog:
         while position < target:
             records = self._fetch(at, position)
             if records is None:
-                yield Records(at, [], [], [], [], None, position, -1)
+                yield Records(at, [], [], [], [], None, position, -1, undecided=True)
                 self.broker.when_waiting()
                 continue
             position = records.next_offset

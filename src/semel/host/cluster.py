@@ -226,7 +226,7 @@ class ClusterLog:
         reader = self._idle.pop() if self._idle else _Reader(self._at, self._isolation)
         try:
             reader.consumer.assign([At(at.topic, at.partition, start)])
-            position = start
+            position, decided = start, -1
             while position < target:
                 messages, events = split(self._consumed(reader.consumer, WAIT_STEP_S))
                 # The reader served other partitions before: what still comes of those is nothing to this one.
@@ -242,10 +242,10 @@ class ClusterLog:
                     position = records.next_offset
                     yielded = True
                     yield records
-                end = ends_of(events).get(at, position)
-                if end > position or not yielded:
-                    position = max(position, end)
-                    yield empty(at, position)
+                decided = ends_of(events).get(at, decided)  # told once, not again while it stays there
+                if decided > position or not yielded:
+                    position = max(position, decided)
+                    yield empty(at, position)._replace(undecided=position == decided < target)
         finally:
             reader.consumer.unassign()
             self._idle.append(reader)

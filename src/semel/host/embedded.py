@@ -232,7 +232,7 @@ class EmbeddedLog:
                 yield records
             if not found:
                 # The end of what is decided lies below the target: somebody's transaction is open.
-                yield Records(at, (), (), (), (), None, position, -1)
+                yield Records(at, (), (), (), (), None, position, -1, undecided=True)
                 self._engine.wait_moved(version, WAIT_STEP_S)
 
     # --- reading, as the member of a group ---

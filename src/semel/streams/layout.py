@@ -18,7 +18,6 @@ from semel.streams.topic import NAME_LENGTH_MAX
 
 # Where the group stands while a reset is under way: no log reaches it, so no worker starts from it.
 UNFINISHED = Position(2**62, "a reset has not finished")
-SILENT_ROUNDS = 20  # of a read that yields nothing, until it counts as one behind an open transaction
 
 
 class LayoutError(SemelError):
@@ -209,20 +208,14 @@ def taken_by_others(graph: g.Graph, log: Log, layout: Layout, asked: Asked) -> l
 
 def holds_records(log: Log, at: TopicPartition, start: int | None = None) -> bool:
     """Whether a partition holds a committed record at or after `start`. What lies behind an open transaction is of now,
-    not of a forgotten run, and is not waited for; but a busy log is, a while: its silence looks the same."""
+    not of a forgotten run, and is not waited for; a log that is slow to answer is."""
     position = max(log.starts([at])[at], start or 0)
     end = log.ends([at])[at]
     if end <= position:
         return False
-    waits = 0
     for records in log.read(at, position, end):
-        if records.offsets:
-            return True
-        if records.next_offset <= position:
-            if (waits := waits + 1) == SILENT_ROUNDS:
-                return False
-            continue
-        position = records.next_offset
+        if records.offsets or records.undecided:
+            return bool(records.offsets)
     return False
 
 

@@ -215,7 +215,6 @@ def _count(log: Log, positions: Mapping[TopicPartition, Position | None], partit
         position = max(starts[at], known.offset if (known := positions.get(at)) is not None else 0)
         for records in log.read(at, position, ends[at]):
             count += len(records.offsets)
-            if records.next_offset <= position or count > COUNT_MAX:
+            if records.undecided or count > COUNT_MAX:
                 break
-            position = records.next_offset
     return count

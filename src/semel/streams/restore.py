@@ -37,8 +37,8 @@ class Restore:
             advanced = records.next_offset > self.position
             self.position = max(self.position, records.next_offset)
             if not records.offsets and not advanced:
-                self.waits += 1
-                if self.waits == 3:
+                self.waits += records.undecided
+                if records.undecided and self.waits == 3:
                     notice(
                         f"restore of {self.state} partition {task.id.partition} waits at offset "
                         f"{self.position} of {self.at.topic} (target {self.target}): a transaction of a "

@@ -54,6 +54,7 @@ class Travelling(msgspec.Struct, frozen=True):
     """What travels with a committed offset, as its metadata."""
 
     time: int = -1  # partition time: the largest record time seen in this partition (FAULTS P13)
+    topic: str = ""  # the id of the topic that the offset counts in: one of that name made anew has another
 
 
 _encode_metadata = msgspec.json.Encoder().encode
@@ -85,12 +86,14 @@ class Task:
         writers: Callable[[str], Write],
         stores: Stores,
         log_name: str = "URL",
+        topic_ids: Mapping[str, str] | None = None,
     ) -> None:
         self.id = TaskId(program.sub.name, partition)
         self.touched = False  # whether anything was taken, written or must be sent since the last commit
         self.told = False  # whether a commit has said which histories its changelogs have now
         self._app = graph.app
         self._log_name = log_name
+        self._topic_ids = topic_ids or {}
         self._reset = command("reset", graph, log_name)
         self._program = program
         self._topics = graph.topics
@@ -146,7 +149,7 @@ class Task:
         the fence of what this task wrote (FAULTS P11)."""
         return {
             TopicPartition(topic, self._partition): Position(
-                offset, _encode_metadata(Travelling(self._times[topic])).decode()
+                offset, _encode_metadata(Travelling(self._times[topic], self._topic_ids.get(topic, ""))).decode()
             )
             for topic, offset in self._offsets.items()
         }

@@ -58,7 +58,7 @@ from semel.streams.layout import (
 from semel.streams.lineage import read_lineage
 from semel.streams.restore import Restore, Restoring
 from semel.streams.state import DELETE_RETENTION_MS
-from semel.streams.task import Task, TaskId, compile_graph
+from semel.streams.task import Task, TaskId, compile_graph, read_metadata
 
 STORE_INTERVAL_MS = 1_000  # how much of its changelog a restart reads again, at most, in time
 STORE_KEYS_MAX = 50_000  # and in changed keys per task
@@ -469,6 +469,13 @@ class Worker:
                     f"{self._log.name}: a reset of app {self._graph.app} has begun and not finished, so its state and "
                     f"its positions may not fit. Run it again: {command('reset', self._graph, self._log.name)}."
                 )
+            elif _of_another_topic(position, self._layout.ids[self._layout.bare(at).topic]):
+                raise LayoutError(
+                    f"{self._log.name}: app {self._graph.app} stands at offset {position.offset} of {at.topic} "
+                    f"partition {at.partition}, but of another topic of this name: it was deleted and made anew since. "
+                    "Decide where to go on and set the group's offsets, or start anew: "
+                    f"{command('reset', self._graph, self._log.name)}."
+                )
             elif not starts[at] <= position.offset <= ends[at]:
                 raise LayoutError(
                     f"{self._log.name}: app {self._graph.app} stands at offset {position.offset} of {at.topic} "
@@ -478,7 +485,9 @@ class Worker:
                 )
             positions[at.topic[len(self._prefix) :]] = position
         program = self._programs[id.subtopology]
-        task = Task(self._graph, program, id.partition, positions, self._writer, self._stores, self._log.name)
+        task = Task(
+            self._graph, program, id.partition, positions, self._writer, self._stores, self._log.name, self._layout.ids
+        )
         # The first commit writes down where it began: from then on a missing position is a loss.
         task.touched = fresh
         restores = []
@@ -552,6 +561,12 @@ class Worker:
     def _count(self) -> None:
         self.progress.ready = len(self._ready())
         self.progress.restoring = len(self._restoring)
+
+
+def _of_another_topic(position: Position, topic_id: str) -> bool:
+    """Not where the log tells no ids, nor of a position that another tool has set."""
+    of = read_metadata(position.metadata).topic
+    return of != topic_id and bool(of and topic_id)
 
 
 def _unstored(task: Task) -> int:
