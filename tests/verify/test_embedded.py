@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from semel.contract import Mode
+from semel.host.load import load_app
+from semel.ports import Step
+from semel.proof.campaign import steps_of
+
 APP = Path(__file__).resolve().parents[1] / "host" / "apps" / "counts.py"
 
 
@@ -28,3 +33,13 @@ def test_a_small_app_holds_on_the_embedded_log(tmp_path: Path) -> None:
     assert not any(o["lost"] or o["repeated"] or o["wrong"] for o in outputs.values()), report["counterexample"]
     assert outputs["sink totals"]["present"] > 20 and outputs["totals"]["present"] > 100
     assert all(doubt.startswith("steps of the path") for doubt in report["doubts"]), report["doubts"]
+
+
+def test_a_mode_without_transactions_is_not_blamed_for_their_steps() -> None:
+    """The story: `verify --mode at-least-once` ended unknown, because commit.before was never reached."""
+    graph = load_app(str(APP)).graph()
+    for on in ("embedded", "broker", "kafka://127.0.0.1:9092"):
+        weak = steps_of(graph, on, Mode.AT_LEAST_ONCE)
+        missing = set(steps_of(graph, on)).difference(weak)
+        assert {step.value.partition(".")[0] for step in missing} <= {"commit", "decision", "markers"}
+        assert Step.OFFSETS_AFTER in weak and Step.SINK_AFTER in weak and Step.COMMIT_AFTER in missing

@@ -41,7 +41,7 @@ def verify(
 
     loaded = load_app(app)
     if list_steps:
-        for step in steps_of(loaded.graph(), on):
+        for step in steps_of(loaded.graph(), on, mode):
             print(step.value)
         return
     inputs = {}

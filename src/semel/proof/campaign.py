@@ -52,10 +52,18 @@ class Asked:
     keep: bool = False  # leave the folder of the run (logs, counters)
 
 
-def steps_of(graph: g.Graph, on: str) -> tuple[Step, ...]:
+# What only a transaction passes through.
+COMMIT_STEPS = frozenset(
+    (Step.COMMIT_BEFORE, Step.COMMIT_AFTER)
+    + (Step.DECISION_BEFORE, Step.DECISION_AFTER, Step.MARKERS_BEFORE, Step.MARKERS_AFTER)
+)
+
+
+def steps_of(graph: g.Graph, on: str, mode: Mode = Mode.EXACTLY_ONCE) -> tuple[Step, ...]:
     """The named steps that this app passes through on this log."""
     broker = () if on.startswith("kafka://") else BROKER_STEPS
-    return (*WORKER_STEPS, *broker, *(SINK_STEPS if graph.sinks else ()))
+    steps = (*WORKER_STEPS, *broker, *(SINK_STEPS if graph.sinks else ()))
+    return steps if mode is Mode.EXACTLY_ONCE else tuple(step for step in steps if step not in COMMIT_STEPS)
 
 
 def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
@@ -143,7 +151,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         return Report(
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
             kills_broker=storm.kills_broker, zombies=storm.zombies, refused=storm.refused,
-            steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on)},
+            steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on, asked.mode)},
             outputs=tuple(outputs), doubts=tuple(doubts), seconds=time.monotonic() - began, input_records=world.fed,
         )  # fmt: skip
     finally:
@@ -214,7 +222,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         return Report(
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
             kills_broker=0, zombies=storm.zombies, refused=storm.refused,
-            steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on)},
+            steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on, asked.mode)},
             outputs=tuple(outputs), doubts=tuple(_doubts(graph, asked, storm, hits)),
             seconds=time.monotonic() - began, input_records=storm.fed,
         )  # fmt: skip
@@ -246,7 +254,7 @@ def _reachable(graph: g.Graph, prefix: str) -> dict[str, Any]:
 def _doubts(graph: g.Graph, asked: Asked, storm: Storm | EmbeddedStorm, hits: Mapping[Step, int]) -> list[str]:
     """Why this run, though nothing was found, proves little (DESIGN §7)."""
     doubts = []
-    missed = [s.value for s in steps_of(graph, asked.on) if not hits.get(s)]
+    missed = [s.value for s in steps_of(graph, asked.on, asked.mode) if not hits.get(s)]
     if missed:
         doubts.append(f"steps of the path that were never reached: {', '.join(missed)}")
     if storm.kills_worker + storm.kills_broker < asked.crashes:
