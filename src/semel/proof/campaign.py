@@ -53,10 +53,7 @@ class Asked:
 
 
 # What only a transaction passes through.
-COMMIT_STEPS = frozenset(
-    (Step.COMMIT_BEFORE, Step.COMMIT_AFTER)
-    + (Step.DECISION_BEFORE, Step.DECISION_AFTER, Step.MARKERS_BEFORE, Step.MARKERS_AFTER)
-)
+COMMIT_STEPS = frozenset(s for s in Step if s.value.partition(".")[0] in ("commit", "decision", "markers"))
 
 
 def steps_of(graph: g.Graph, on: str, mode: Mode = Mode.EXACTLY_ONCE) -> tuple[Step, ...]:
