@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from semel.ports import Log, NewTopic, Position, Records, TopicPartition
+from tests.support.broker import BrokerProcess
 
 WAIT_S = 30.0
 
@@ -37,13 +38,18 @@ def cluster_logs(folder: Path) -> Logs:
     # Brokers of Apache Kafka take no session below 6 s.
     if address := os.environ.get("SEMEL_TEST_KAFKA"):
         return Logs(lambda **s: open_cluster(f"kafka://{address}", session_timeout_ms=6_000, **s))
-    from tests.support.broker import BrokerProcess
+    return broker_logs(folder)[0]
+
+
+def broker_logs(folder: Path) -> tuple[Logs, BrokerProcess]:
+    """On `semel broker`, which the test may kill."""
+    from semel.host.cluster import open_cluster
 
     broker = BrokerProcess(folder / "data")
     return Logs(
         lambda **s: open_cluster(f"kafka://{broker.address}", session_timeout_ms=2_000, **s),
         broker.close,
-    )
+    ), broker
 
 
 def embedded_logs(folder: Path) -> Logs:

@@ -18,7 +18,7 @@ from semel.host.embedded import EmbeddedLog
 from semel.host.engine import Engine
 from semel.host.steps import read_counters
 from semel.ports import Log, NewTopic, Step
-from tests.host.logs import Logs, cluster_logs, parts
+from tests.host.logs import Logs, broker_logs, cluster_logs, parts
 
 APP = Path(__file__).parent / "apps" / "counts.py"
 WAIT_S = 60.0
@@ -380,3 +380,28 @@ def stopped(pid: int) -> bool:
 
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_an_outage_longer_than_the_session_is_waited_for_and_told(tmp_path: Path) -> None:
+    """The broker is away for two sessions: the member that comes back is nobody's rival, and goes on. Once each it says
+    that the log does not answer, and that it answers again."""
+    if os.environ.get("SEMEL_TEST_KAFKA"):
+        pytest.skip("the cluster is not ours to kill")
+    logs, broker = broker_logs(tmp_path)
+    job = Job(tmp_path, logs, logs.open().name)
+    try:
+        process = job.start("--session-timeout-ms", "1500")
+        job.feed(1_000)
+        job.until(lambda: job.committed() >= job.fed)
+        broker.kill()
+        job.until(lambda: "does not answer" in job.errors[0].read_text())
+        time.sleep(3)
+        broker.start()
+        job.feed(1_000)
+        job.until(job.delivered)
+        code, _, err = job.leave(process)
+        assert code == 0 and err.count("does not answer") == err.count("answers again") == 1, err
+        job.outputs_are_right()
+    finally:
+        job.close()
+        logs.close()

@@ -84,15 +84,26 @@ _READING: dict[str, Any] = {
 class _Health:
     """Whether the brokers were all down, for how long, and what ended a client object for good."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "", notice: Callable[[str], None] | None = None) -> None:
         self.down_since: float | None = None
         self.fatal: confluent_kafka.KafkaError | None = None
+        self._name, self._notice = name, notice
 
     def seen(self, error: confluent_kafka.KafkaError) -> None:
         if error.fatal() or error.code() == KafkaError._FATAL:
             self.fatal = error
         elif error.code() == KafkaError._ALL_BROKERS_DOWN and self.down_since is None:
             self.down_since = time.monotonic()
+            self._say("does not answer; waiting for it, and trying again")
+
+    def answered(self) -> None:
+        if self.down_since is not None:
+            self.down_since = None
+            self._say("answers again")
+
+    def _say(self, what: str) -> None:
+        if self._notice is not None:
+            self._notice(f"{self._name} {what}")
 
 
 class _Reader:
@@ -132,6 +143,7 @@ class ClusterLog:
         transaction_timeout_ms: int = TRANSACTION_TIMEOUT_MS,
         isolation: str = "read_committed",
         patience_s: Callable[[], float] = patient,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self._at = replace(address(url), patience_s=patience_s)
         self.name = self._at.url
@@ -141,7 +153,7 @@ class ClusterLog:
         self._transaction_timeout_s = transaction_timeout_ms / 1000
         self._admin = Admin(self._at)
         self._consumer_made: Consumer | None = None
-        self._health = _Health()
+        self._health = _Health(self.name, notice)
         self._idle: list[_Reader] = []
         self._listener: Listener | None = None
         self._membership: Any = None  # of the current assignment; None: not a member
@@ -362,7 +374,7 @@ class ClusterLog:
                     self._positions[at] = end
                     found.append(empty(at, end))
         if found:
-            self._health.down_since = None
+            self._health.answered()
         return found
 
     def _consumed(self, consumer: Consumer, timeout_s: float) -> list[Message]:
@@ -419,7 +431,7 @@ class ClusterLog:
                 consumer.list_topics(timeout=PROBE_TIMEOUT_S)
             except KafkaException as failed:
                 raise LogLost(self._at.lost) from failed
-            health.down_since = None
+            health.answered()
 
     def seek(self, at: TopicPartition, offset: int) -> None:
         self._positions[at] = offset

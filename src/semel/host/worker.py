@@ -262,6 +262,7 @@ def _sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[Source]:
             # A transaction is open for a whole commit interval: one of a minute must not outlive its own timeout.
             transaction_timeout_ms=max(TRANSACTION_TIMEOUT_MS, 2 * run.app.commit_interval_ms + 5_000),
             patience_s=lambda: LEAVE_PATIENCE_S if leaving.asked else LOST_AFTER_S,
+            notice=_say if group == run.name else None,  # once, not by each delivery, too
         )
 
 
