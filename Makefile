@@ -3,7 +3,7 @@
 #   make demo                      the real flights, killed again and again, counted once (DEMO_SEED=, DEMO_JSON=FILE)
 #   make check                     ruff, mypy --strict, the order of the rooms
 #   make test                      the tests that need no foreign server, under five minutes
-#   make test-servers              semel against Apache Kafka and the clients of others (needs a JDK and Maven)
+#   make test-servers              1,000 seeds of the simulator; semel against Apache Kafka and others' clients (a JDK, Maven)
 #   make proof [WHAT=name]         what is too long for CI; WHAT=list tells the names
 #   make bench                     semel beside its peers, in turns
 #   make sim SEEDS=1:1000          the simulator, seed by seed
@@ -34,6 +34,7 @@ test: install
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --ignore=tests/servers --ignore=tests/proof --ignore=tests/canaries --ignore=tests/sim/test_canaries.py tests
 
 test-servers: install
+	$(BIN)/semel sim --seeds 1:1001
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile tests/servers tests/canaries tests/sim/test_canaries.py
 
 proof: install
