@@ -50,9 +50,8 @@ BUGS = [
         (
             Edit(
                 "streams/worker.py",
-                "        committed = self._log.committed(partitions)\n        by_task",
-                "        self._log.ends(partitions)\n"
-                "        committed = self._log.committed(partitions)\n        by_task",
+                "        committed = self._log.committed(asked)\n",
+                "        self._log.ends(partitions)\n        committed = self._log.committed(asked)\n",
             ),
         ),
         (WORKER + "test_the_target_is_read_after_the_offsets",),
@@ -64,7 +63,7 @@ BUGS = [
                 "streams/worker.py",
                 "        if self._mode is Mode.EXACTLY_ONCE:\n            self._steps.reached(Step.OUTPUT_AFTER)\n",
                 "        for task in keep:\n            for name, state in task.states.items():\n"
-                "                state.committed(self._id_of(task, name), ends[self._changelog(task, name)], 0)\n"
+                "                state.committed(ends[self._changelog(task, name)], 0)\n"
                 "        if self._mode is Mode.EXACTLY_ONCE:\n            self._steps.reached(Step.OUTPUT_AFTER)\n",
             ),
         ),
