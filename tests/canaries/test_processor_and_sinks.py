@@ -7,6 +7,7 @@ must then fail, by what it compares and not because the copy does not run.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,7 +165,8 @@ BUGS = [
     Bug(
         "S14: the holder of the lock is left alone",
         (Edit("sinks/postgres_connection.py", "SELECT pg_terminate_backend(%s)", "SELECT %s"),),
-        (DELIVERY + "test_postgres_a_claim_puts_out_an_owner_that_stands_in_its_transaction",),
+        # In the middle of a COPY: there no timeout of the server's ends the holder in the claimer's stead.
+        (DELIVERY + "test_postgres_a_claim_puts_out_an_owner_that_stands_in_the_middle_of_a_copy",),
     ),
     Bug(
         "S15: the outbox is partitioned by the stream's key",
@@ -207,3 +209,5 @@ def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 1, f"{test} did not see it:\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
         assert bug.says in done.stdout, done.stdout[-3000:]
+        broken = re.findall(r"^E +((?:Type|Name|Attribute)Error: .*)", done.stdout, re.MULTILINE)
+        assert not broken, f"the planted text itself does not run any more: {broken}"
