@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,10 @@ PASSING = (
     sqlite3.SQLITE_PROTOCOL,
 )
 REFUSED = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
+
+_NAME = r"""(?:"(?:[^"]|"")*"|`(?:[^`]|``)*`|'(?:[^']|'')*'|\[[^\]]*\]|[\w$]+)"""
+_CREATE_TABLE = re.compile(rf"(?P<create>CREATE TABLE ){_NAME}", re.IGNORECASE)
+_CREATE_INDEX = re.compile(rf"(?P<create>CREATE (?:UNIQUE )?INDEX ){_NAME}(?P<on>\s+ON\s+){_NAME}", re.IGNORECASE)
 
 Answer = TypeVar("Answer")
 
@@ -166,23 +171,39 @@ class SQLiteConnection:
 
     def _create(self, connection: sqlite3.Connection, wanted: Sequence[Column] | None) -> None:
         sink = self._sink
-        if wanted is not None:
-            columns = created(SQLITE, wanted, sink.key)
-        elif sink.suffix and self._kind(connection, sink.original) == "table":
-            columns = [
-                (column.name, column.type_text + (" NOT NULL" if column.not_null and not column.filled else ""))
-                for column in self._found(connection, sink.original)
-                if not column.generated
-            ]
-        else:
+        if sink.suffix and (kind := self._kind(connection, sink.original)) is not None:
+            if kind != "table":
+                raise SinkError(f"{sink.where} would be like {sink.original}, which is a {kind}. Name a table.")
+            self._create_like(connection)
+            return
+        if wanted is None:
             raise SinkError(
                 f"{sink.where} does not exist, and the type of the values is not known here. "
                 "Say it: SQLite(…, value=TYPE), or create the table."
             )
+        columns = created(SQLITE, wanted, sink.key)
         parts = [f"{_quoted(name)} {kind}" for name, kind in columns]
         if sink.key is not None:
             parts.append(f"PRIMARY KEY ({_names(sink.key)})")
         connection.execute(f"CREATE TABLE {self._table} ({', '.join(parts)})")
+
+    def _create_like(self, connection: sqlite3.Connection) -> None:
+        """For `semel verify`, whose table is like the user's: one that rounds values or holds two keys for equal must
+        do so there, too. SQLite keeps the statement that made a table, and begins it in one way."""
+        made = connection.execute(
+            "SELECT type, name, sql FROM sqlite_schema WHERE lower(tbl_name) = lower(?) AND type IN ('table', 'index') "
+            "AND sql IS NOT NULL ORDER BY type = 'index'",
+            (self._sink.original,),
+        ).fetchall()
+        for kind, name, statement in made:
+            parts = (_CREATE_TABLE if kind == "table" else _CREATE_INDEX).match(statement)
+            if parts is None:
+                raise SinkError(
+                    f"{self._sink.where}: the {kind} {name} was made by a statement that cannot be repeated for the "
+                    f"run's own table: {statement[:80]!r}. Verify with a plain table."
+                )
+            own = self._table if kind == "table" else f"{_quoted(name + self._sink.suffix)}{parts['on']}{self._table}"
+            connection.execute(parts["create"] + own + statement[parts.end() :])
 
     def _found(self, connection: sqlite3.Connection, table: str) -> list[Found]:
         rows = connection.execute(f"PRAGMA table_xinfo({_quoted(table)})").fetchall()
