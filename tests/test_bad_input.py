@@ -298,6 +298,58 @@ def a_damaged_journal(world: World) -> Ended:
     return world.app().ended()
 
 
+def _damaged_record(folder: Path) -> None:
+    """A byte of the third order's value changes, in the only segment that holds it."""
+    for segment in (folder / "partitions").glob("*/*.log"):
+        data = bytearray(segment.read_bytes())
+        if (at := data.find(b'"amount": 333')) >= 0:
+            data[at + 11] ^= 1
+            segment.write_bytes(data)
+            return
+    raise AssertionError("no segment holds it")
+
+
+def _rotten(world: World) -> World:
+    for amount in (111, 222, 333, 444):
+        world.orders(amount)
+    _damaged_record(world.data)
+    return world
+
+
+@case(1, "{data}: orders partition 0, offset 2 is damaged", "checksum", "backup", "--from LATER")
+def a_damaged_record_is_read(world: World) -> Ended:
+    """A traceback said CorruptBatch. Now: where, and what next."""
+    return _rotten(world).semel("read", "orders", "--on", world.url)
+
+
+@case(1, "{data}: orders partition 0, offset 2 is damaged", "checksum", "backup")
+def a_damaged_record_is_processed(world: World) -> Ended:
+    return _rotten(world).app().ended()
+
+
+@case(1, "orders partition 0: the log is damaged there", "failed CRC32C check", "semel read orders --partition 0")
+def a_damaged_record_behind_a_broker(world: World) -> Ended:
+    """librdkafka compares no checksums unless told: the value was taken as it was."""
+    _rotten(world)
+    return world.semel("read", "orders", "--on", f"kafka://{world.broker(world.data).address}")
+
+
+@case(1, "orders partition 0: the log is damaged there")
+def a_damaged_header_behind_a_broker(world: World) -> Ended:
+    """The broker says which partition, and goes on: another topic of it can still be read."""
+    _rotten(world).feed(b"fine", topic="other")
+    for segment in (world.data / "partitions").glob("*/*.log"):
+        data = bytearray(segment.read_bytes())
+        if (at := data.find(b'"amount": 222')) >= 0:
+            third = at - at % (len(data) // 4) + len(data) // 4
+            data[third + 7] ^= 64  # its base offset, which no checksum covers
+            segment.write_bytes(data)
+    broker = world.broker(world.data)
+    ended = world.semel("read", "orders", "--on", f"kafka://{broker.address}")
+    assert world.semel("read", "other", "--on", f"kafka://{broker.address}").code == 0
+    return ended
+
+
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from semel import record
 from semel.broker.admin_requests import DeleteTopicsRequest, DeleteTopicState
 from semel.broker.errors import Error
 from semel.broker.requests import FetchPartition, FetchRequest, FetchTopic
@@ -166,3 +167,21 @@ def test_topics_are_found_by_id(world: World) -> None:
     unknown = FetchTopic("", (FetchPartition(0, 0),), world.state.topics["__semel_runs"].id.__class__(int=1))
     (row,) = world.ask(FetchRequest(topics=(unknown,)), version=16).responses
     assert row.partitions[0].error_code == Error.UNKNOWN_TOPIC_ID
+
+
+def test_a_damaged_batch_refuses_its_partition_and_no_other(world: World) -> None:
+    """The broker ended when a reader met a damaged header, and took every other topic with it. Now the reader is told
+    CORRUPT_MESSAGE for that partition, the others go on, and the host has one line to print, however often it is asked.
+    """
+    for text in ("x", "y"):
+        world.produce("a", batch(text))
+    world.produce("a", batch("other"), partition=1)
+    partition = world.node.broker.state.topics["a"].partitions[0]
+    partition.flush()
+    world.disk.damage(partition.folder + "/00000000000000000000.log", partition.size // 2 + 7)
+    assert [b.base_offset for b in record.parse_all(b"".join(world.fetch("a").records))] == [0]
+    for _ in range(2):
+        assert world.fetch("a", offset=1).error_code == Error.CORRUPT_MESSAGE
+    assert world.fetch("a", partition=1).error_code == 0
+    assert len(world.node.broker.untold) == 1
+    assert "a partition 0, offset 1: " in world.node.broker.untold[0]

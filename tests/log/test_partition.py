@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from random import Random
 
 import pytest
@@ -363,3 +364,29 @@ def test_a_segment_that_lost_synced_bytes_is_an_error() -> None:
     partition._disk.open(partition.folder + "/00000000000000000000.log").truncate(10)
     with pytest.raises(CorruptSegment, match=r"0000\.log holds 10 bytes"):
         Partition.restore(partition._disk, snapshot)
+
+
+@pytest.mark.parametrize("byte", range(27))
+def test_a_damaged_header_is_never_served_as_another_offset(byte: int) -> None:
+    """A bit turned in a base offset, which no checksum covers, was served: readers took other offsets for granted.
+    What lies before the batch is still read; then it is refused, by the log or by its checksum."""
+    partition = new()
+    writer = Writer(partition)
+    for number in range(6):
+        writer.data(b"%d" % number, b"more")
+    writer.durable()
+    partition.flush()
+    size = partition.size // 6
+    partition._disk.damage(partition.folder + "/00000000000000000000.log", 3 * size + byte, 1)  # type: ignore[attr-defined]
+    for start in (0, 1, 4, 5):
+        read = partition.read(start, 1 << 20, committed=True)
+        offset = start - start % 2
+        with contextlib.suppress(record.CorruptBatch):
+            for batch in record.parse_all(b"".join(read.chunks)):
+                assert batch.base_offset == offset
+                offset = batch.next_offset
+        assert offset >= 6 or byte >= 8
+    if byte < 8:
+        for _ in range(2):
+            with pytest.raises(CorruptSegment, match=r"0000\.log: damaged at byte \d+ of \d+"):
+                partition.read(6, 1 << 20, committed=True)

@@ -49,6 +49,8 @@ class Broker:
         self.port = 0
         # Volatile.
         self.waits = fetch.Waits()
+        self.damaged: dict[tuple[str, int], str] = {}  # by topic and partition: what a reader met there
+        self.untold: list[str] = []  # of these, what the host has not said yet
         self.gone: list[tuple[int, PartitionKey]] = []  # partitions of deleted topics, until that is durable
         self.accepted: dict[str, transactions.Accepted] = {}  # by transactional id
         self.expiry_ms: int | None = None  # no open transaction expires before

@@ -26,6 +26,7 @@ from semel.broker.messages import (
 from semel.broker.records import PartitionKey
 from semel.broker.requests import milliseconds
 from semel.broker.state import Topic
+from semel.log.errors import CorruptSegment
 from semel.log.partition import Partition
 
 if TYPE_CHECKING:
@@ -189,7 +190,14 @@ def _read(broker: Broker, request: Request) -> tuple[FetchResponse, bool]:
             assert partition is not None
             # The first batch of the reply comes whole, however large, so that a small limit stops nobody (KIP-74).
             limit = min(wanted.partition_max_bytes, max(left, 0))
-            read = partition.read(wanted.fetch_offset, limit, committed=committed, min_one=total == 0)
+            try:
+                read = partition.read(wanted.fetch_offset, limit, committed=committed, min_one=total == 0)
+            except CorruptSegment as damage:
+                assert topic is not None
+                met(broker, topic.name, wanted.partition, wanted.fetch_offset, damage)
+                rows.append(_refused(wanted.partition, Error.CORRUPT_MESSAGE, partition))
+                tell = True
+                continue
             for chunk in read.chunks:
                 total += len(chunk)
                 left -= len(chunk)
@@ -210,6 +218,15 @@ def _read(broker: Broker, request: Request) -> tuple[FetchResponse, bool]:
         else:
             topics.append(FetchableTopicResponse(None, rows, wanted_topic.topic))
     return FetchResponse(responses=topics), tell or total >= message.min_bytes or not topics
+
+
+def met(broker: Broker, topic: str, index: int, offset: int, damage: Exception) -> None:
+    """A reader asked for what is damaged: its partition is refused there, everything else goes on, and the host says
+    so once."""
+    text = f"{topic} partition {index}, offset {offset}: {damage}"
+    if broker.damaged.get((topic, index)) != text:
+        broker.damaged[topic, index] = text
+        broker.untold.append(text)
 
 
 def _refusal(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from semel.broker.errors import Error
 from semel.broker.events import NOW, Ready, Reply, Request
-from semel.broker.fetch import READ_COMMITTED
+from semel.broker.fetch import READ_COMMITTED, met
 from semel.broker.messages import (
     ListOffsetsPartitionResponse,
     ListOffsetsResponse,
@@ -19,7 +19,9 @@ from semel.broker.messages import (
     OffsetForLeaderEpochResponse,
     OffsetForLeaderTopicResult,
 )
+from semel.log.errors import CorruptSegment
 from semel.log.partition import Partition
+from semel.record.errors import CorruptBatch
 
 if TYPE_CHECKING:
     from semel.broker.core import Broker
@@ -41,13 +43,13 @@ def list_offsets(broker: Broker, request: Request, now_ms: int) -> Ready:
         found = []
         for wanted in wanted_topic.partitions:
             partition = None if topic is None else topic.partition(wanted.partition_index)
-            found.append(_position(broker, partition, wanted, committed))
+            found.append(_position(broker, wanted_topic.name, partition, wanted, committed))
         topics.append(ListOffsetsTopicResponse(wanted_topic.name, found))
     return Ready((), (Reply(request.connection, request.token, ListOffsetsResponse(topics=topics), NOW),))
 
 
 def _position(
-    broker: Broker, partition: Partition | None, wanted: Any, committed: bool
+    broker: Broker, topic: str, partition: Partition | None, wanted: Any, committed: bool
 ) -> ListOffsetsPartitionResponse:
     index = wanted.partition_index
     if partition is None:
@@ -67,7 +69,11 @@ def _position(
         return ListOffsetsPartitionResponse(index, 0, -1, -1, -1)
     if timestamp == MAX_TIMESTAMP:
         timestamp = partition.max_timestamp
-    found = partition.offset_for_time(timestamp, committed=committed) if timestamp >= 0 else None
+    try:
+        found = partition.offset_for_time(timestamp, committed=committed) if timestamp >= 0 else None
+    except (CorruptSegment, CorruptBatch) as damage:
+        met(broker, topic, index, -1, damage)
+        return ListOffsetsPartitionResponse(index, Error.CORRUPT_MESSAGE)
     if found is None:
         return ListOffsetsPartitionResponse(index, 0, -1, -1, -1)
     offset, time = found

@@ -216,8 +216,8 @@ class EmbeddedLog:
                         "log. The records were deleted, or the topic was made anew. "
                         "Decide where to go on, then reset the group's offsets."
                     )
-                self._raise(data.error_code, f"read {at.topic}-{at.partition}")
-                records = visible(at, starts[at], data.records or (), data.aborted_transactions or ())
+                self._raise(data.error_code, "reading", self._engine.damage(*at))
+                records = visible(at, starts[at], data.records or (), data.aborted_transactions or (), self.name)
                 if records is not None:
                     found.append(records)
         return found

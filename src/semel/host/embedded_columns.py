@@ -11,9 +11,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Protocol
 
-from semel.ports import Buffer, Headers, Records, TopicPartition
+from semel.ports import Buffer, Headers, LogLost, Records, TopicPartition
 from semel.record.batch import Columns, columns, parse
 from semel.record.control import parse_marker
+from semel.record.errors import CorruptBatch
 
 
 class Aborted(Protocol):
@@ -24,9 +25,10 @@ class Aborted(Protocol):
 
 
 def visible(
-    source: TopicPartition, position: int, chunks: Sequence[Buffer], aborted: Sequence[Aborted]
+    source: TopicPartition, position: int, chunks: Sequence[Buffer], aborted: Sequence[Aborted], log: str = ""
 ) -> Records | None:
-    """The records from `position` on; None when the fetch brought nothing."""
+    """The records from `position` on; None when the fetch brought nothing. LogLost when the first batch is damaged;
+    from a later one the caller gets what lies before it."""
     starts = sorted(((a.first_offset, a.producer_id) for a in aborted), reverse=True)
     ended: set[int] = set()  # producers whose records here belong to an aborted transaction
     parts: list[Columns] = []
@@ -35,19 +37,30 @@ def visible(
         view = memoryview(chunk)
         at = 0
         while at < len(view):
-            batch = parse(view, at, where=f"{source.topic}-{source.partition}")
+            part: Columns | None = None
+            try:
+                batch = parse(view, at)
+                while starts and starts[-1][0] <= batch.last_offset:
+                    ended.add(starts.pop()[1])
+                if batch.is_control:
+                    marker = parse_marker(batch)
+                    if marker is not None and not marker.commit:
+                        ended.discard(batch.producer_id)
+                elif batch.count and not (batch.is_transactional and batch.producer_id in ended):
+                    part = columns(batch)
+            except CorruptBatch as damage:
+                if next_offset > position:
+                    return _whole(source, parts, next_offset, first_epoch, epoch)
+                topic, partition = source
+                raise LogLost(
+                    f"{log}: {topic} partition {partition}, offset {position} is damaged: {damage}. Nothing of that "
+                    "batch is used; what lies before it is intact. Restore the folder from a backup, or see what lies "
+                    f"behind it: `semel read {topic} --partition {partition} --from LATER --on {log}`."
+                ) from None
             at += batch.size
             next_offset = batch.next_offset
-            while starts and starts[-1][0] <= batch.last_offset:
-                ended.add(starts.pop()[1])
-            if batch.is_control:
-                marker = parse_marker(batch)
-                if marker is not None and not marker.commit:
-                    ended.discard(batch.producer_id)
+            if part is None:
                 continue
-            if batch.count == 0 or (batch.is_transactional and batch.producer_id in ended):
-                continue
-            part = columns(batch)
             if batch.base_offset < position:
                 part = _from(part, position)
             if len(part.offsets):
@@ -56,6 +69,11 @@ def visible(
                 first_epoch = epoch if first_epoch < 0 else first_epoch
     if next_offset <= position:
         return None
+    return _whole(source, parts, next_offset, first_epoch, epoch)
+
+
+def _whole(source: TopicPartition, parts: Sequence[Columns], next_offset: int, first_epoch: int, epoch: int) -> Records:
+    """The batches' columns as one."""
     if not parts:
         return Records(source, (), (), (), (), None, next_offset, -1)
     if len(parts) == 1:

@@ -15,7 +15,7 @@ from semel.errors import UsageError
 from semel.host.embedded import EmbeddedLog
 from semel.host.engine import Ask, Engine
 from semel.host.looking import END, START, PartitionSeen, TopicSeen, no_offset, no_topic
-from semel.ports import NewTopic, Records, TopicPartition
+from semel.ports import LogLost, NewTopic, Records, TopicPartition
 
 LIST_OFFSETS, METADATA, LOG_DIRS = 2, 3, 35
 
@@ -70,7 +70,10 @@ class EmbeddedLook:
         for at in partitions:
             asked = requests.ListOffsetsTopic(at.topic, (requests.ListOffsetsPartition(at.partition, which),))
             answer = self._ask(LIST_OFFSETS, 7, requests.ListOffsetsRequest(-1, (asked,)))
-            found[at] = answer.topics[0].partitions[0].offset
+            told = answer.topics[0].partitions[0]
+            if told.error_code:
+                raise LogLost(f"{self.name}: {self._engine.damage(*at) or f'{at}: error {told.error_code}'}")
+            found[at] = told.offset
         return found
 
     def since(self, partitions: Sequence[TopicPartition], timestamp_ms: int) -> Mapping[TopicPartition, int]:

@@ -154,6 +154,10 @@ class Engine:
         """The answer to the last of them."""
         return self.wait(self.post(connection, asked))[-1]
 
+    def damage(self, topic: str, partition: int) -> str | None:
+        """What readers of that partition met, when it is damaged."""
+        return self._node.broker.damaged.get((topic, partition))
+
     def wait_moved(self, version: int, timeout_s: float) -> None:
         """Returns when something became visible since `version`, or after the timeout."""
         with self._moved:

@@ -13,7 +13,7 @@ from operator import is_, ne, or_
 
 from confluent_kafka import KafkaError, Message
 
-from semel.ports import Headers, Records, TopicPartition
+from semel.ports import Headers, LogLost, Records, TopicPartition
 
 _error, _topic, _partition = Message.error, Message.topic, Message.partition
 _offset, _key, _value, _timestamp, _headers = (
@@ -25,12 +25,24 @@ _offset, _key, _value, _timestamp, _headers = (
 )
 
 
+# A batch fails its checksum (check.crcs), or the broker says that it cannot read there.
+_DAMAGED = frozenset({KafkaError._BAD_MSG, KafkaError.INVALID_MSG})
+
+
 def split(messages: list[Message]) -> tuple[list[Message], list[Message]]:
-    """Records, and error events."""
+    """Records, and error events. LogLost for a damaged batch: the client library drops it and goes on behind it."""
     errors = list(map(_error, messages))
     # By identity: a KafkaError cannot be compared with None.
     if all(map(is_, errors, repeat(None))):
         return messages, []
+    for message, error in zip(messages, errors):
+        if error is not None and error.code() in _DAMAGED:
+            topic, partition = message.topic(), message.partition()
+            raise LogLost(
+                f"{topic} partition {partition}: the log is damaged there: {error.str()}. Nothing of that batch or "
+                "behind it is used. Restore the broker's folder (or the replica) from one that is intact; what lies "
+                f"before it can still be read: `semel read {topic} --partition {partition} --on URL`."
+            )
     return (
         [message for message, error in zip(messages, errors) if error is None],
         [message for message, error in zip(messages, errors) if error is not None],

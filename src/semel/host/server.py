@@ -165,6 +165,10 @@ class Server:
         except Exception as error:
             self._fail(error)
             return
+        if self._node.broker.untold:
+            for damage in self._node.broker.untold:
+                logger.error("damaged: %s", damage)
+            self._node.broker.untold.clear()
         self._deliver(replies)
         self._schedule()
 

@@ -241,7 +241,8 @@ class Partition:
         """Batches from the one that holds `offset` up to the LSO (`committed`) or the high watermark.
 
         The bytes come from one segment, so a read can end early; it is never empty below the limit unless `max_bytes`
-        is too small and `min_one` false. The caller has checked start_offset <= offset <= end_offset.
+        is too small and `min_one` false. The caller has checked start_offset <= offset <= end_offset. Where the headers
+        are damaged it ends before that batch, and CorruptSegment when that is the first.
         """
         limit, place = self.high_watermark, self._watermark
         if committed and self.last_stable_offset < limit:
@@ -259,7 +260,7 @@ class Partition:
         byte = segment.find(offset)
         if byte >= end:
             return self._nothing(offset)
-        chunk = segment.read(byte, end, end_offset, max_bytes, min_one)
+        chunk = segment.read(offset, byte, end, end_offset, max_bytes, min_one)
         if not chunk.data:
             return self._nothing(offset)
         aborted: list[tuple[int, int]] = []

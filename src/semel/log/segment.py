@@ -230,9 +230,38 @@ class Segment:
                 return step.byte
         return self.flushed
 
-    def read(self, byte: int, end: int, end_offset: int, max_bytes: int, min_one: bool) -> Chunk:
-        """Whole batches from `byte` on, at most `max_bytes` of them (a first batch larger than that alone, if
-        `min_one`) and none past `end`, the boundary before `end_offset`."""
+    def read(self, offset: int, byte: int, end: int, end_offset: int, max_bytes: int, min_one: bool) -> Chunk:
+        """Whole batches from `byte` on, the first of which holds `offset`: at most `max_bytes` of them (one larger than
+        that alone, if `min_one`) and none past `end`, the boundary before `end_offset`. CorruptSegment where the
+        headers say otherwise; the records are not looked at, their checksum is the reader's to compare."""
+        chunk = self._chunk(byte, end, end_offset, max_bytes, min_one)
+        return self._checked(chunk, byte, offset) if chunk.data else chunk
+
+    def _checked(self, chunk: Chunk, byte: int, offset: int) -> Chunk:
+        """The chunk up to the first header that does not follow the one before. The base offset is not under the
+        batch's checksum: without this a reader would take another offset for granted."""
+        data, at, last = chunk.data, 0, len(chunk.data)
+        expected = offset
+        while at < last:
+            if last - at < _STEP.size:
+                break
+            base_offset, length, last_delta = _STEP.unpack_from(data, at)
+            after = at + _PREFIX + length
+            following = base_offset + last_delta + 1
+            first = at == 0 and base_offset < expected < following
+            if after > last or last_delta < 0 or length < _STEP.size or not (first or base_offset == expected):
+                break
+            at, expected = after, following
+        else:
+            if expected == chunk.next_offset:
+                return chunk
+            at = 0  # one header lies, and nobody knows which
+        self._places.clear()  # what was remembered of where this ends may lie, too
+        if at == 0:
+            raise self._damaged(byte, f"the batch that should hold offset {offset} does not")
+        return Chunk(memoryview(data)[:at], expected)
+
+    def _chunk(self, byte: int, end: int, end_offset: int, max_bytes: int, min_one: bool) -> Chunk:
         if end - byte <= max_bytes:
             self._remember(end_offset, end)
             return Chunk(self.file.read(byte, end - byte), end_offset)
