@@ -64,7 +64,7 @@ BUGS = [
                 "streams/worker.py",
                 "        if self._mode is Mode.EXACTLY_ONCE:\n            self._steps.reached(Step.OUTPUT_AFTER)\n",
                 "        for task in keep:\n            for name, state in task.states.items():\n"
-                "                state.committed(ends[self._changelog(task, name)], 0)\n"
+                "                state.committed(*[ends[self._changelog(task, name)]] * 2, 0)\n"
                 "        if self._mode is Mode.EXACTLY_ONCE:\n            self._steps.reached(Step.OUTPUT_AFTER)\n",
             ),
         ),

@@ -7,13 +7,14 @@ its state folder of before. Its offset fitted, so it went on from totals that th
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from semel.ports import Position, TopicPartition
 from semel.streams.lineage import HISTORIES_MAX, History, Lineage, read_lineage
 from tests.streams.test_worker import Machine, broker, changelog, fill, final  # noqa: F401
-from tests.support.memlog import MemBroker
+from tests.support.memlog import MemBroker, MemLog
 
 CHANGELOG = [TopicPartition("billing-sums-changelog", p) for p in range(4)]
 
@@ -52,6 +53,32 @@ def test_state_of_a_log_that_was_put_back_and_grew_past_it_is_rebuilt(broker: Me
     expected += fill(backup, 60, start=300)
     a.run(30)
     assert len(rebuilt(a)) == len(used) and "in a history that ended at offset" in rebuilt(a)[0]
+    assert final(backup) == dict(expected) == changelog(backup)
+
+
+def test_a_log_that_lost_the_last_transaction_of_the_store(broker: MemBroker) -> None:  # noqa: F811
+    """The changes were still in the client's queue when the ends were asked before the commit: the lower bound fits the
+    log that went back by this one transaction."""
+
+    class Queueing(MemLog):
+        def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+            mine = 0 if self._transaction is None else self._transaction.number
+            logs = {at: self.broker.logs[at] for at in partitions}
+            return {at: sum(not mine or entry.transaction != mine for entry in log) for at, log in logs.items()}
+
+    a = Machine("a", broker, log=Queueing)
+    expected = fill(broker)
+    a.run(30)
+    backup = put_back(broker)
+    fill(broker, 20, start=1_000)
+    a.run(30)
+    a.worker.close(0)
+
+    a.broker = backup
+    a.start()
+    expected += fill(backup, 20, start=60)
+    a.run(30)
+    assert rebuilt(a) and all("the log went back" in notice for notice in rebuilt(a))
     assert final(backup) == dict(expected) == changelog(backup)
 
 

@@ -49,7 +49,7 @@ def test_one_changelog_record_per_dirty_key_and_the_store_only_after_the_commit(
     assert list(state._store.items()) == []
     state.flush(log, 0, trace=False)
     assert len(log.records) == 2
-    state.committed(7, HOUR)
+    state.committed(7, 9, HOUR)
     assert list(state._store.items()) == [(b"a", b"4")]
     assert fit(state._store.mark(), topic_id="id", lineage=state.lineage, start=0, end=9, now_ms=HOUR).offset == 7
 
@@ -61,7 +61,7 @@ def test_reads_see_cache_then_pending_then_store(state: State, monkeypatch: pyte
     for n in range(10):
         update(state, b"k%d" % n, n)
         state.flush(log, 0, trace=False)
-    state.committed(10, HOUR)
+    state.committed(10, 10, HOUR)
     assert len(state.cache) < 10
     update(state, b"k0", 100)
     state.flush(log, 0, trace=False)
@@ -71,7 +71,7 @@ def test_reads_see_cache_then_pending_then_store(state: State, monkeypatch: pyte
     assert dict(state.items()) == {b"k0": 100} | {b"k%d" % n: n for n in range(2, 10)}
 
 
-MARK = b'{"topic_id":"id","history":"b","offset":50,"time_ms":0}'
+MARK = b'{"topic_id":"id","history":"b","offset":50,"top":50,"time_ms":0}'
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,17 @@ MARK = b'{"topic_id":"id","history":"b","offset":50,"time_ms":0}'
         (None, "id", 0, 0, HOUR, 0, ""),
         (MARK, "other", 0, 60, HOUR, 0, "another changelog topic"),
         (MARK, "id", 0, 49, HOUR, 0, "the log went back"),
+        (MARK.replace(b'"offset":50', b'"offset":40'), "id", 0, 60, HOUR, 40, ""),
+        (MARK.replace(b'"offset":50', b'"offset":40'), "id", 0, 45, HOUR, 0, "the log went back"),
+        (
+            MARK.replace(b'"b"', b'"a"').replace(b'"offset":50', b'"offset":15'),
+            "id",
+            0,
+            60,
+            HOUR,
+            0,
+            "ended at offset 20",
+        ),
         (MARK, "id", 51, 60, HOUR, 51, "begins at 51"),
         (MARK, "id", 0, 60, 13 * HOUR, 0, "13.0 h ago"),
         (b"?", "id", 0, 60, HOUR, 0, "cannot be read"),

@@ -649,7 +649,7 @@ def test_a_store_that_is_ahead_of_its_changelog_is_rebuilt_and_says_why(broker: 
     for store in (store for store in machine.disk.values() if store.mark() is not None):
         store.write(
             {b"k0": b"-5"},
-            b'{"topic_id":"%s","history":"a1.1","offset":10000,"time_ms":1000000}'
+            b'{"topic_id":"%s","history":"a1.1","offset":10000,"top":10000,"time_ms":1000000}'
             % broker.topics["billing-sums-changelog"].topic_id.encode(),
         )
     machine.start()

@@ -94,7 +94,9 @@ class BrokerProcess:
         out, line = self.process.stdout.fileno(), b""
         deadline = time.monotonic() + READY_S_MAX
         while not line.endswith(b"\n"):
-            readable, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
+            waited = select.poll()  # select() knows no descriptor above 1,023
+            waited.register(out, select.POLLIN)
+            readable = waited.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not readable:
                 self.process.kill()
                 return f"nothing within {READY_S_MAX:.0f} s"

@@ -156,6 +156,8 @@ class ClusterLog:
         self._health = _Health(self.name, notice)
         self._idle: list[_Reader] = []
         self._listener: Listener | None = None
+        self._topics: list[str] | None = None  # to subscribe to with the next poll
+        self._subscribed = False
         self._membership: Any = None  # of the current assignment; None: not a member
         self._positions: dict[TopicPartition, int] = {}  # of what is assigned: the next offset to hand out
         self._paused: set[TopicPartition] = set()
@@ -283,7 +285,8 @@ class ClusterLog:
             self._member += f".{zlib.crc32(' '.join(sorted(topics)).encode()):08x}"
             self._close_consumer()
         self._listener = listener
-        self._consumer.subscribe(list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        # Subscribed by the first poll: who finds a reason not to start never enters the group (see _close_consumer).
+        self._topics = list(topics)
 
     def _assigned(self, consumer: Consumer, given: list[At]) -> None:
         self._moved = True
@@ -342,6 +345,10 @@ class ClusterLog:
 
     def poll(self, timeout_s: float) -> list[Records]:
         consumer = self._consumer
+        if self._topics is not None:
+            topics, self._topics = self._topics, None
+            self._subscribed = True
+            consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         self._moved = False
         messages, events = split(self._consumed(consumer, timeout_s))
         if self._raised is not None:
@@ -519,8 +526,12 @@ class ClusterLog:
         if self._consumer_made is not None:
             # A consumer that met a fatal error (a second owner of its identity) raises that again, as SystemError.
             with contextlib.suppress(KafkaException, SystemError, RuntimeError):
+                if self._subscribed:
+                    # A rebalance that waits to be served is served now. In close() it can come too late for
+                    # librdkafka (2.16.1): assign() then waits for ever, with the interpreter's lock held.
+                    self._consumer_made.consume(1, 0.0)
                 self._consumer_made.close()
-            self._consumer_made = None
+            self._consumer_made, self._subscribed = None, False
 
 
 def _out_of_range(event: Message) -> bool:

@@ -109,8 +109,8 @@ class Producing:
         patience_s = self._at.patience_s()
         deadline = time.monotonic() + patience_s
         while True:
-            self._producer.poll(FULL_WAIT_S)
             try:
+                self._producer.poll(FULL_WAIT_S)
                 self._producer.produce(topic, value, key, partition, None, None, ms, headers)
                 return
             except BufferError:
@@ -223,6 +223,8 @@ class TransactionalWriter(Producing):
         except Stuck as stuck:
             self.open()
             return NotDone(f"the outputs could not be written: {stuck}")
+        except (KafkaException, SystemError) as failed:  # a fatal error comes up in whatever call serves it
+            return self._not_done(error_of(failed), "the outputs could not be written")
         if self.failure is not None:
             return self._not_done(self.failure, "a write was refused")
         if unsent:
@@ -321,9 +323,12 @@ class PlainWriter(Producing):
         if self._producer is None:
             return
         deadline = time.monotonic() + self._at.patience_s() + SLACK_S
-        while self._producer.flush(1.0):
-            if time.monotonic() > deadline:
-                raise LogLost(f"{self._at.lost} {len(self._producer)} records were not acknowledged.")
+        try:
+            while self._producer.flush(1.0):
+                if time.monotonic() > deadline:
+                    raise LogLost(f"{self._at.lost} {len(self._producer)} records were not acknowledged.")
+        except (KafkaException, SystemError) as failed:
+            raise LogLost(f"{self._at.url} did not take a record: {error_of(failed).str()}") from failed
         self.wrote = False
         if self.failure is not None:
             raise LogLost(f"{self._at.url} did not take a record: {self.failure.str()}")

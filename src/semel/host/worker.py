@@ -11,6 +11,7 @@ there is one: its folder belongs to one process, and threads of one process woul
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import secrets
 import sys
@@ -25,7 +26,7 @@ from semel.contract import Mode
 from semel.errors import SemelError, UsageError
 from semel.host.clock import clock
 from semel.host.identity import Slot, take_slot
-from semel.host.leaving import Leaving, LeftEarly
+from semel.host.leaving import LEAVE_MAX_S, Leaving, LeftEarly
 from semel.host.steps import steps_from
 from semel.host.supervisor import supervise
 from semel.ports import Log, LogLost, Position, Steps, Stores, TopicPartition
@@ -135,7 +136,12 @@ def _process(run: Run) -> int:
     leaving = Leaving(ignore_keyboard=run.of > 0)
     try:
         with leaving, ExitStack() as stack:
-            _work(run, leaving, stack, lambda: run.of > 0 and os.getppid() != parent)
+            stack.callback(faulthandler.cancel_dump_traceback_later)
+            try:
+                _work(run, leaving, stack, lambda: run.of > 0 and os.getppid() != parent)
+            finally:
+                # A bound on closing that needs no Python: a client library may hold the interpreter's lock.
+                faulthandler.dump_traceback_later(LEAVE_MAX_S, exit=True)
     except LeftEarly:
         return 0  # nothing was begun
     except LogLost as lost:

@@ -149,7 +149,7 @@ class TestDriver:
         for task in self._tasks.values():
             self._positions.update({at.topic: position for at, position in task.positions().items()})
             for state in task.states.values():
-                state.committed(self._ends.get(f"{self._graph.app}-{state.name}-changelog", 0), self.now_ms)
+                state.committed(0, self._ends.get(f"{self._graph.app}-{state.name}-changelog", 0), self.now_ms)
 
     # --- inside ---
 

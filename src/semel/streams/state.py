@@ -6,6 +6,9 @@ batch: changelog topic id and history, offset and time. An aborted transaction i
 
 The mark's offset is a lower bound: at least everything below it is in the store. Reading the changelog on from there
 may repeat changes that the store has; a change is the whole new value, so repeating the last ones in order is harmless.
+Its `top` is an upper bound: nothing that the store has lies above it. A changelog that ends between the two, or a later
+history that began there, has lost some of what the store has; comparing the lower bound would not see it (a sceptic's
+find: the last transaction before a backup was put back stayed in the state).
 
 Invariant: the store never holds what is not committed (FAULTS P2), and never less than its mark says.
 """
@@ -35,6 +38,7 @@ class Mark(msgspec.Struct, frozen=True):
     topic_id: str
     history: str  # of the changelog that it was written in (lineage.py)
     offset: int  # of the changelog: the next one to read
+    top: int  # … and where it ended, or ends above, after what the store has: a log that ends below has lost some of it
     time_ms: int  # when it was written
 
 
@@ -69,18 +73,16 @@ def fit(
         return Fit(start, "its mark cannot be read")
     if held.topic_id != topic_id:
         return Fit(start, f"it belongs to another changelog topic (id {held.topic_id or 'unknown'}, now {topic_id})")
-    if held.offset > end:
-        return Fit(
-            start, f"it is ahead of its changelog (offset {held.offset}, the log ends at {end}): the log went back"
-        )
+    if held.top > end:
+        return Fit(start, f"it is ahead of its changelog (offset {held.top}, the log ends at {end}): the log went back")
     if held.offset < start:
         return Fit(start, f"its changelog begins at {start}, after the store's offset {held.offset}")
     bound = lineage.bound(held.history)
-    if bound is not None and held.offset > bound:
+    if bound is not None and held.top > bound:
         told = f"ended at offset {bound}" if bound >= 0 else "its changelog does not know (any more)"
         return Fit(
             start,
-            f"it was written up to offset {held.offset} in a history that {told}: the log went back and went on, or "
+            f"it was written up to offset {held.top} in a history that {told}: the log went back and went on, or "
             "others have held this partition for long",
         )
     # A tombstone may have been compacted away since, and the deleted key would be back (FAULTS P10).
@@ -198,11 +200,12 @@ class State:
         """Keys whose committed change the store does not have yet."""
         return len(self._pending)
 
-    def committed(self, offset: int, now_ms: int) -> None:
-        """Everything flushed so far is committed and lies in the changelog, as does everything below `offset`,
-        which was read before that commit succeeded: only then nobody else can have written below it."""
+    def committed(self, offset: int, top: int, now_ms: int) -> None:
+        """Everything flushed so far is committed and lies in the changelog below `top`, which was read after that
+        commit, as does everything below `offset`, which was read before it: that it then succeeded proves that nobody
+        else has written below `offset`."""
         assert not self.dirty, f"{self.name}: {len(self.dirty)} keys are not flushed"
-        self._store.write(self._pending, _encode_mark(Mark(self._topic_id, self.lineage.last, offset, now_ms)))
+        self._store.write(self._pending, _encode_mark(Mark(self._topic_id, self.lineage.last, offset, top, now_ms)))
         self._pending.clear()
         excess = len(self.cache) - CACHE_KEYS_MAX
         if excess > 0:
@@ -243,7 +246,7 @@ class State:
     ) -> None:
         """Committed changelog records in order, up to `next_offset`, which is not beyond where our history begins."""
         changes = {key: value for key, value in zip(keys, values, strict=True) if key is not None}
-        self._store.write(changes, _encode_mark(Mark(self._topic_id, self._former, next_offset, now_ms)))
+        self._store.write(changes, _encode_mark(Mark(self._topic_id, self._former, next_offset, next_offset, now_ms)))
 
     def close(self) -> None:
         self._store.close()

@@ -288,9 +288,11 @@ class Worker:
         self.progress.commits += 1
         for task in touched:
             task.touched, task.told = False, True
+        tops = self._log.ends(list(ends)) if keep else {}
         for task in keep:
             for name, state in task.states.items():
-                state.committed(ends[self._changelog(task, name)], self._now_ms)
+                at = self._changelog(task, name)
+                state.committed(ends[at], tops[at], self._now_ms)
         if due:
             self._store_at_ms = self._now_ms + STORE_INTERVAL_MS
 
