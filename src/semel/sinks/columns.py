@@ -9,7 +9,7 @@ import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 from msgspec import inspect
 
-from semel.sinks.sink import EXACT, SinkError
+from semel.sinks.sink import EXACT, SinkError, canonical_part
 
 
 class ColumnType(StrEnum):
@@ -163,11 +163,9 @@ def canonical(column: ColumnType, value: Any) -> object:
                 return str(value)
             case ColumnType.JSON:
                 return value
-            case ColumnType.DURATION:
-                return msgspec.to_builtins(_duration(value))
-            case _:
-                return str(value)
-    except (ValueError, InvalidOperation, msgspec.ValidationError):
+            case ColumnType.DURATION | ColumnType.DATE | ColumnType.TIME:
+                return msgspec.to_builtins(read(column, value) if isinstance(value, str) else value)
+    except (ValueError, InvalidOperation):
         return str(value)
 
 
@@ -176,10 +174,31 @@ def _timestamp(text: str) -> datetime:
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text).replace("Z", "+00:00"))
 
 
-def _duration(value: object) -> object:
-    from datetime import timedelta
+_READ: Mapping[ColumnType, type] = {
+    ColumnType.TIMESTAMP: datetime,
+    ColumnType.DATE: date,
+    ColumnType.TIME: time,
+    ColumnType.DURATION: timedelta,
+    ColumnType.UUID: UUID,
+    ColumnType.BYTES: bytes,
+}
 
-    return value if isinstance(value, timedelta) else msgspec.convert(value, timedelta)
+
+def read(column: ColumnType, value: Any) -> Any:
+    """What a JSON value stands for in a column of this type; ValueError where it stands for nothing. Strict: databases
+    read 'now', '20130101' and '0x1F' too, and hold something else than was committed."""
+    try:
+        if column is ColumnType.DECIMAL:
+            return Decimal(str(value))
+        return msgspec.convert(value, _READ[column]) if column in _READ else value
+    except (msgspec.ValidationError, InvalidOperation):
+        raise ValueError(f"it is no {column}") from None
+
+
+def key_part(column: ColumnType, part: Any) -> object:
+    """A part of a key as `encode_key` writes it for values of the column's type: what the column holds for equal is
+    equal here. ValueError where it is no value of that type."""
+    return msgspec.to_builtins(canonical_part(read(column, part)))
 
 
 Decode = Callable[[bytes], Mapping[str, Any]]

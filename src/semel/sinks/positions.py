@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from semel.contract import Atomicity, Contract, DeliveryId, Fence, Guarantee, Identity, LogIdentity, Resolution
-from semel.sinks.sink import Diverged
+from semel.sinks.sink import Diverged, SinkError
 
 TABLE = "semel_positions"
 
@@ -57,6 +58,19 @@ def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], w
             f"{where}: {what} (partition {row.partition}). Offsets of the one mean nothing in the other, so nothing "
             f"was delivered. Either put the former log back, or {fresh_start(delivery, log, table)}"
         )
+
+
+def table_gone(
+    delivery: DeliveryId, log: LogIdentity, found: Sequence[tuple[int, int]], where: str, table: str
+) -> NoReturn:
+    """The rows were dropped and their positions stayed: an empty table in its place would never get them again."""
+    partition, position = found[0]
+    raise SinkError(
+        f"{where} is not there, and {table} says that it was delivered (partition {partition} up to offset "
+        f"{position}): in a new table those rows would be missing for good, so none was created. Either put the table "
+        f"back from a backup together with its positions; or {fresh_start(delivery, log, table)} Or, if the former "
+        "rows are not wanted, create the table by hand: what comes next is written into it."
+    )
 
 
 def fresh_start(delivery: DeliveryId, log: LogIdentity, table: str) -> str:

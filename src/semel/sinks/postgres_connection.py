@@ -20,7 +20,7 @@ from semel.contract import Claim, DeliveryId, LogIdentity, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import positions
 from semel.sinks.columns import Column, canonical_row, columns_of, decode
-from semel.sinks.postgres_types import POSTGRES, converts
+from semel.sinks.postgres_types import POSTGRES, converts, found
 from semel.sinks.rows import Delete, Shape, Upsert, split
 from semel.sinks.schema import Found, created, judged
 from semel.sinks.sink import RowRefused, SinkError
@@ -169,7 +169,9 @@ class PostgresConnection:
         outcome = self._trying(self._prepare)
         return outcome if isinstance(outcome, NotDone) else Done()
 
-    def _prepare(self, connection: psycopg.Connection[Any]) -> None:
+    def _prepare(
+        self, connection: psycopg.Connection[Any], delivery: DeliveryId | None = None, log: LogIdentity | None = None
+    ) -> None:
         sink = self._sink
         wanted = columns_of(self._value_type, sink.where)
         if strange := [column.name for column in wanted or () if "%" in column.name]:  # marks parameters in psycopg
@@ -192,12 +194,30 @@ class PostgresConnection:
                     ).format(self._control)
                 )
             if not self._exists(connection, self._table):
+                if self._delivered(connection, delivery, log):
+                    return  # whose the positions are, the claim knows
                 self._create(connection, wanted)
         self._kept(connection, self._control)
         self._kept(connection, self._table)
-        columns = judged(POSTGRES, sink.where, self._found(connection), wanted, sink.key, self._unique(connection))
-        self._shape = Shape(columns, converts(columns), sink.key, sink.where)
+        there = self._found(connection)
+        columns = judged(POSTGRES, sink.where, there, wanted, sink.key, self._unique(connection))
+        self._shape = Shape(columns, converts(columns, there), sink.key, sink.where)
         self._notes = list(self._weaknesses(connection))
+
+    def _delivered(
+        self, connection: psycopg.Connection[Any], delivery: DeliveryId | None, log: LogIdentity | None
+    ) -> bool:
+        who = (self._sink.name, delivery and delivery.app)
+        found = connection.execute(
+            sql.SQL(
+                "SELECT partition, position FROM {} WHERE sink = %s AND app = coalesce(%s, app) AND position > 0 "
+                "ORDER BY partition"
+            ).format(self._control),
+            who,
+        ).fetchall()
+        if found and delivery is not None and log is not None:
+            positions.table_gone(delivery, log, found, self._sink.where, self._control_text)
+        return bool(found)
 
     def _create(self, connection: psycopg.Connection[Any], wanted: Sequence[Column] | None) -> None:
         sink = self._sink
@@ -241,10 +261,12 @@ class PostgresConnection:
 
     def _found(self, connection: psycopg.Connection[Any]) -> list[Found]:
         return [
-            Found(*row)
+            found(*row)
             for row in connection.execute(
                 "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), "
-                "CASE WHEN b.typtype = 'e' THEN 'enum' ELSE b.typname::text END, a.attnotnull OR t.typnotnull, "
+                "CASE WHEN b.typtype = 'e' THEN 'enum' ELSE b.typname::text END, "
+                "format_type(b.oid, CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END), "
+                "a.attnotnull OR t.typnotnull, "
                 "a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', "
                 "coalesce(c.collisdeterministic, true) "
                 "FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
@@ -296,7 +318,7 @@ class PostgresConnection:
             try:
                 connection = self._connected()
                 if self._shape is None:
-                    self._prepare(connection)
+                    self._prepare(connection, delivery, log)
                 return self._claim(connection, delivery, log)
             except (errors.LockNotAvailable, errors.QueryCanceled):
                 self._rolled_back()

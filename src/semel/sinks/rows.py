@@ -1,8 +1,9 @@
 """A batch of outbox records as parameters of a database driver: reduced to the last one per key, in column order.
 
 Invariant: the key columns of a row are written from the record's key, not from its value, so what one key is has one
-definition (`encode_key`), for writes and deletes alike. A record that does not fit is refused by its offset, before
-the database sees any of the batch.
+definition (`encode_key`), for writes and deletes alike; and a key that is not written as its column's type is written
+is refused, or one row could have two keys in two partitions (FAULTS S15). A record that does not fit is refused by its
+offset, before the database sees any of the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from semel.contract import Row
-from semel.sinks.columns import FITS, Column, decode
+from semel.sinks.columns import FITS, Column, canonical, decode, key_part
 from semel.sinks.sink import RowRefused
 
 Convert = Callable[[Any], object]
@@ -59,7 +60,7 @@ def split(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]
     places = shape.key_places
     for row in rows:
         if row.value is None:
-            deletes.append(Delete(row.offset, _key(shape, row)))
+            deletes.append(Delete(row.offset, tuple(held for _, held in _key(shape, row))))
             continue
         try:
             fields = decode(row.value)
@@ -78,13 +79,18 @@ def split(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]
             else:
                 values.append(_converted(convert, value, name, row.offset))
         if shape.key is not None:
-            for place, part in zip(places, _key(shape, row), strict=True):
-                values[place] = part
+            for place, (part, held) in zip(places, _key(shape, row), strict=True):
+                name, _, _, column = layout[place]
+                said = fields.get(name)
+                if said != part and canonical(column.type, said) != canonical(column.type, part):
+                    raise RowRefused(f"its field {name!r} is {said!r:.60}, and {part!r:.60} in its key", row.offset)
+                values[place] = held
         upserts.append(Upsert(row.offset, tuple(values)))
     return upserts, deletes
 
 
-def _key(shape: Shape, row: Row) -> Parameters:
+def _key(shape: Shape, row: Row) -> list[tuple[Any, object]]:
+    """Each part of the record's key, as it was written and as the driver takes it."""
     if shape.key is None or row.key is None:
         raise RowRefused(
             "it has no value, which deletes a row, but "
@@ -94,11 +100,21 @@ def _key(shape: Shape, row: Row) -> Parameters:
     parts = _parts(row.key)
     if len(parts) != len(shape.key):
         raise RowRefused(f"its key has {len(parts)} parts, the sink's has {len(shape.key)}", row.offset)
-    converts = [shape.converts[place] for place in shape.key_places]
-    return tuple(
-        _converted(convert, part, name, row.offset)
-        for convert, part, name in zip(converts, parts, shape.key, strict=True)
-    )
+    held: list[tuple[Any, object]] = []
+    for place, part in zip(shape.key_places, parts, strict=True):
+        column = shape.columns[place]
+        wanted = part
+        if type(part) in FITS[column.type]:
+            wanted = _converted(lambda part: key_part(column.type, part), part, column.name, row.offset)  # noqa: B023
+        if type(part) not in FITS[column.type] or wanted != part or type(wanted) is not type(part):
+            raise RowRefused(
+                f"its key has {part!r:.60} for the column {column.name!r}, which holds {column.type}: written in two "
+                "ways, one row could be written from two partitions, in any order. Give the stream's key and the field "
+                "the column's type, and say the type of the values (value=TYPE)",
+                row.offset,
+            )
+        held.append((part, _converted(shape.converts[place], part, column.name, row.offset)))
+    return held
 
 
 def _converted(convert: Convert, value: object, name: str, offset: int) -> object:

@@ -25,6 +25,8 @@ class Found(NamedTuple):
     filled: bool  # has a default, is an identity or generated
     generated: bool  # may not be written
     deterministic: bool  # its collation holds only equal bytes for equal
+    length: int | None = None  # characters of a text, digits of a decimal; None: as many as its type has
+    scale: int | None = None  # digits behind the point: of a decimal, of a second; None: as many as are committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Dialect:
     holds: Mapping[str, ColumnType]  # by `Found.base`; what is missing here is nothing that semel writes
     accepts: Mapping[ColumnType, frozenset[ColumnType]]  # by what a column holds: the fields that fit besides its own
     no_key: frozenset[str]  # by `Found.base`: values that it holds for equal are written differently
+    also: Mapping[str, frozenset[ColumnType]]  # by `Found.base`: the fields that a column outside `holds` keeps as is
 
 
 def created(dialect: Dialect, columns: Sequence[Column], key: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -69,7 +72,7 @@ def judged(
                     f"{where}: column {extra.name!r} ({extra.type_text}) is NOT NULL without a default, and the "
                     "values have no such field. Give it a default, drop it, or add the field."
                 )
-    _check_key(dialect, where, there, {column.name for column in columns}, key, unique)
+    _check_key(dialect, where, there, {column.name: column for column in columns}, key, unique)
     return tuple(columns)
 
 
@@ -79,7 +82,8 @@ def _fitting(dialect: Dialect, where: str, there: Found | None, wanted: Column) 
             f"{where}: there is no column {wanted.name!r}; wanted is {dialect.created[wanted.type]}. "
             f"ALTER TABLE … ADD COLUMN it, or name another table."
         )
-    holds = _holds(dialect, where, there, wanted)
+    as_is = wanted.type in dialect.also.get(there.base, frozenset())
+    holds = wanted.type if as_is else _holds(dialect, where, there, wanted)
     if holds is not wanted.type and wanted.type not in dialect.accepts.get(holds, frozenset()):
         raise _other(dialect, where, there, wanted)
     if there.generated:
@@ -111,7 +115,7 @@ def _check_key(
     dialect: Dialect,
     where: str,
     there: Mapping[str, Found],
-    written: set[str],
+    written: Mapping[str, Column],
     key: tuple[str, ...] | None,
     unique: Sequence[frozenset[str]],
 ) -> None:
@@ -128,8 +132,14 @@ def _check_key(
                 "so two writes of one row could travel apart and arrive in the wrong order. Use text, a number, a "
                 "date, a timestamp or a uuid, with a deterministic collation."
             )
+        whole = written[field].type is ColumnType.INTEGER and (column.scale or 0) >= 0
+        if column.scale is not None and not whole:
+            raise SinkError(
+                f"{where}: column {field!r} ({column.type_text}) cannot be a key: it holds fewer digits than the field "
+                f"may have, and would make one row of two. Alter it to {dialect.created[written[field].type]}."
+            )
     if frozenset(key) not in unique:
         raise SinkError(
             f"{where}: there is no primary key or unique index on exactly ({named}), which key= needs. "
-            f"Add one: ALTER TABLE … ADD PRIMARY KEY ({named})."
+            f"Add one: CREATE UNIQUE INDEX name ON table ({named});"
         )

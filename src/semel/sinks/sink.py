@@ -52,17 +52,18 @@ EXACT = Context(prec=200_000)  # the default context would round to 28 digits, a
 _encode = msgspec.json.Encoder().encode
 
 
-def _canonical(part: object) -> object:
+def canonical_part(part: object) -> object:
     """One field of a key, so that what a database holds for equal is equal here."""
     match part:
         case enum.Enum():
-            return _canonical(part.value)
+            return canonical_part(part.value)
         case bool() | int() | str() | bytes():
             return part
         case float():
             return int(part) if part.is_integer() else part
-        case Decimal() if part.is_finite() and part.adjusted() < 100:
-            return int(part) if part == part.to_integral_value() else str(part.normalize(EXACT))
+        case Decimal() if part.is_finite():
+            whole = part.adjusted() < 100 and part == part.to_integral_value()
+            return int(part) if whole else str(part.normalize(EXACT))
         case datetime() if part.tzinfo is not None:
             return part.astimezone(UTC)
     return part
@@ -73,7 +74,7 @@ def encode_parts(fields: Sequence[str], parts: Sequence[object]) -> bytes:
     for field, part in zip(fields, parts, strict=True):
         if part is None or (isinstance(part, float) and not math.isfinite(part)):
             raise SinkError(f"the key field {field!r} is {part}: a row cannot be identified by it.")
-    return _encode([_canonical(part) for part in parts])
+    return _encode([canonical_part(part) for part in parts])
 
 
 def encode_key(fields: tuple[str, ...], value: object) -> bytes:

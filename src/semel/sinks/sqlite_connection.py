@@ -116,7 +116,13 @@ class SQLiteConnection:
         self.close()
         if code in PASSING:
             return NotDone(f"{self._sink.where}: {why}")
-        raise SinkError(f"{self._sink.where}: {why} ({why.sqlite_errorname}).") from None
+        next_ = ""
+        if code == sqlite3.SQLITE_NOTADB:
+            next_ = (
+                " Name another file, or put the database back; if it was one, move this file away together with its "
+                "-wal and -shm: the next start makes a new one and delivers the outbox from its start."
+            )
+        raise SinkError(f"{self._sink.where}: {why} ({why.sqlite_errorname}).{next_}") from None
 
     def _who_holds(self) -> str:
         """The process that has the write lock, as far as this machine tells; else the owners by their claims."""
@@ -141,7 +147,9 @@ class SQLiteConnection:
         outcome = self._trying(self._prepare)
         return outcome if isinstance(outcome, NotDone) else Done()
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
+    def _prepare(
+        self, connection: sqlite3.Connection, delivery: DeliveryId | None = None, log: LogIdentity | None = None
+    ) -> None:
         sink = self._sink
         wanted = columns_of(self._value_type, sink.where)
         if wanted is not None:
@@ -157,17 +165,29 @@ class SQLiteConnection:
             )
             kind = self._kind(connection, sink.table)
             if kind is None:
+                if self._delivered(connection, delivery, log):
+                    return  # whose the positions are, the claim knows
                 self._create(connection, wanted)
             elif kind != "table":
                 raise SinkError(f"{sink.where} is a {kind}. Name a table.")
         found = self._found(connection, sink.table)
         columns = judged(SQLITE, sink.where, found, wanted, sink.key, self._unique(connection))
-        self._shape = Shape(columns, converts(columns), sink.key, sink.where)
+        self._shape = Shape(columns, converts(columns, found), sink.key, sink.where)
         self._notes = list(self._weaknesses(connection))
 
     def _kind(self, connection: sqlite3.Connection, table: str) -> str | None:
         row = connection.execute("SELECT type FROM sqlite_schema WHERE lower(name) = lower(?)", (table,)).fetchone()
         return None if row is None else str(row[0])
+
+    def _delivered(self, connection: sqlite3.Connection, delivery: DeliveryId | None, log: LogIdentity | None) -> bool:
+        found = connection.execute(
+            f"SELECT partition, position FROM {self._control} WHERE sink = ? AND app = coalesce(?, app) "
+            "AND position > 0 ORDER BY partition",
+            (self._sink.name, delivery and delivery.app),
+        ).fetchall()
+        if found and delivery is not None and log is not None:
+            positions.table_gone(delivery, log, found, self._sink.where, self._control)
+        return bool(found)
 
     def _create(self, connection: sqlite3.Connection, wanted: Sequence[Column] | None) -> None:
         sink = self._sink
@@ -250,7 +270,7 @@ class SQLiteConnection:
 
     def _claim(self, connection: sqlite3.Connection, delivery: DeliveryId, log: LogIdentity) -> Claim:
         if self._shape is None:
-            self._prepare(connection)
+            self._prepare(connection, delivery, log)
         who = (delivery.app, delivery.sink, delivery.partition)
         with self._transaction(connection):
             connection.execute(

@@ -1,7 +1,7 @@
 """SQLite's types: which column holds which field, and values as the driver binds them.
 
-SQLite stores what it is given, under the column's affinity. NUMERIC would turn decimals into floating point, so
-decimals lie in TEXT, as do dates and times, in ISO 8601.
+SQLite stores what it is given, under the column's affinity. NUMERIC turns whatever looks like a number into one ("007"
+into 7, decimals into floating point), so decimals lie in TEXT, as do dates and times, in ISO 8601.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from semel.sinks.columns import Column, ColumnType
 from semel.sinks.rows import Convert
-from semel.sinks.schema import Dialect
+from semel.sinks.schema import Dialect, Found
 
 C = ColumnType
 
@@ -44,12 +44,15 @@ ACCEPTS: Mapping[ColumnType, frozenset[ColumnType]] = {
     C.INTEGER: frozenset((C.BOOLEAN,)),
     C.TEXT: frozenset((C.DECIMAL, C.TIMESTAMP, C.DATE, C.TIME, C.DURATION, C.UUID, C.JSON)),
 }
-SQLITE = Dialect(CREATED, HOLDS, ACCEPTS, no_key=frozenset(("REAL",)))
+# DATE and DATETIME have NUMERIC affinity too: what never looks like a number lies in them as it is.
+ALSO: Mapping[str, frozenset[ColumnType]] = {
+    "NUMERIC": frozenset((C.TIMESTAMP, C.DATE, C.TIME, C.DURATION, C.UUID)),
+}
+SQLITE = Dialect(CREATED, HOLDS, ACCEPTS, no_key=frozenset(("REAL",)), also=ALSO)
 
 
 def base(declared: str) -> str:
-    """The affinity of a declared type, as SQLite finds it (datatype3, 3.1); BOOLEAN apart from other NUMERIC ones.
-    A type like DATETIME has NUMERIC affinity and keeps ISO 8601 text as it is."""
+    """The affinity of a declared type, as SQLite finds it (datatype3, 3.1); BOOLEAN apart from other NUMERIC ones."""
     text = declared.upper()
     if "INT" in text:
         return "INTEGER"
@@ -59,9 +62,7 @@ def base(declared: str) -> str:
         return "BLOB"
     if any(word in text for word in ("REAL", "FLOA", "DOUB")):
         return "REAL"
-    if "BOOL" in text:
-        return "BOOLEAN"
-    return "TEXT" if any(word in text for word in ("DATE", "TIME")) else "NUMERIC"
+    return "BOOLEAN" if "BOOL" in text else "NUMERIC"
 
 
 def _json(value: Any) -> str:
@@ -78,13 +79,28 @@ def _integer(value: int) -> int:
     return value
 
 
-def converts(columns: Sequence[Column]) -> list[Convert]:
-    """Per column, from a decoded JSON value to what the driver binds."""
+def _float(value: float) -> float:
+    if float(value) != value:
+        raise ValueError("it would be rounded: REAL has 53 bits")
+    return float(value)
+
+
+def _kept(value: str) -> str:
+    try:
+        float(value)
+    except ValueError:
+        return value
+    raise ValueError("it looks like a number, and the column would make one of it. It must be TEXT")
+
+
+def converts(columns: Sequence[Column], found: Sequence[Found]) -> list[Convert]:
+    """Per column, from a decoded JSON value to what the driver binds; ValueError for what the column would change."""
     special: Mapping[ColumnType, Convert] = {
         C.JSON: _json,
         C.BYTES: _bytes,
         C.BOOLEAN: int,
-        C.FLOAT: float,
+        C.FLOAT: _float,
         C.INTEGER: _integer,
     }
-    return [special.get(column.type, str) for column in columns]
+    numeric = {one.name for one in found if one.base == "NUMERIC"}
+    return [_kept if column.name in numeric else special.get(column.type, str) for column in columns]
