@@ -109,6 +109,17 @@ def accept_on_topic(b: Builder) -> None:
     b.read(orders).write(refunds, accept=AtLeastOnce("why not"))  # type: ignore  # here
 
 
+def perhaps(total: int, order: Order) -> int | None:
+    return total or None
+
+
+def deleted_by_another_type(b: Builder) -> None:
+    """S15: the delete of customer 1 was [1] in the outbox, the writes of its row ["1"]: the row stayed."""
+    sums = b.read(orders).fold(0, perhaps, name="n", state=int).changes().filter(lambda n: n is None or n > 0)
+    rows = sums.map(lambda k, n: None if n is None else Order(str(k), Decimal(n), []), value=Order)
+    rows.write(SQLite("a.db", "t", key="customer"))  # here
+
+
 def not_a_sink(b: Builder) -> None:
     b.read(orders).write("refunds")  # type: ignore  # here
 
@@ -163,6 +174,7 @@ def reads_nothing(b: Builder) -> None:
         (weak_sink, "accept=AtLeastOnce"),
         (two_sinks, "two sinks are named 't'"),
         (accept_on_topic, "accept= is for sinks"),
+        (deleted_by_another_type, "deletes the row of the stream's key, and that is of type int, the field 'customer' of"),
         (not_a_sink, "wants a Topic or a sink, got str"),
         (bad_state_name, "only letters, digits"),
         (long_state_name, "at most 249"),
@@ -313,3 +325,19 @@ def test_functions_with_a_name_are_believed_not_called() -> None:
         b.read(orders).key_by(key).count(name="n")
 
     assert next(App("a", build).graph().folds()).key.type is str
+
+
+def test_a_sink_keyed_by_another_field_than_the_stream_is_fine_where_nothing_is_deleted() -> None:
+    """Types that differ matter only to deletes; and numbers that are written alike are of one kind."""
+
+    def build(b: Builder) -> None:
+        b.read(orders).write(SQLite("a.db", "t", key="customer"))
+        changes = b.read(orders).fold(0, perhaps, name="n", state=int).changes()
+        changes.filter(lambda n: n is not None).map(lambda k, n: Order(str(k), Decimal(n), [])).write(
+            SQLite("a.db", "u", key="customer")
+        )
+        changes.map(lambda k, n: None if n is None else Order(str(k), Decimal(k), [])).write(
+            SQLite("a.db", "v", key="amount")
+        )
+
+    App("shop", build).graph()

@@ -20,6 +20,7 @@ import msgspec
 from semel.contract import Accept, AtLeastOnce, AtMostOnce, Guarantee, Once, Weak
 from semel.ports import Sink
 from semel.streams import graph as g
+from semel.streams.deletes import check as check_deletes
 from semel.streams.infer import element_type, result_type, state_type, without_none
 from semel.streams.place import GraphError, Place, caller
 from semel.streams.serde import SCALARS, NoSerde, Serde, hashable, immutable, serde_of, type_name
@@ -281,6 +282,7 @@ class Stream(Generic[K, V]):
             _names_key(to, value(True), place)
             outbox = g.internal_name(builder._app, to.name, g.InternalKind.OUTBOX)
             node = g.Write(len(builder._nodes), place, (self._id,), None, to, outbox, accept, key(True), value(True))
+            check_deletes(node, builder._nodes)
         builder._add(node, (key, value))
 
     def _check_sink(self, to: Sink[Any, Any], accept: Accept | None, place: Place) -> None:

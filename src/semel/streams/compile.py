@@ -22,6 +22,7 @@ import msgspec
 
 from semel.ports import Write as Writer
 from semel.streams import graph as g
+from semel.streams.deletes import deletion
 from semel.streams.serde import Serde
 from semel.streams.state import State
 from semel.streams.topic import milliseconds
@@ -348,12 +349,12 @@ def _write(text: _Text, depth: int, node: g.Write, at: _At) -> None:
         text.line(depth + 1, f"b{i} = {encode}", node)
     else:
         assert node.sink is not None
-        sink = text.bind(f"k_{i}", node.sink)
+        deleted = text.bind(f"k_{i}", deletion(node.sink, node.value, _wrong))
         writer = text.writer(node.outbox)
         own = at.kb if at.kb is not None else f"_key({at.k})"
         kb = f"q{i}"
         text.line(depth, f"if {at.v} is None:")
-        text.line(depth + 1, f"b{i} = None; q{i} = {sink}.encode_deleted({_decoded(text, node, at)})", node)
+        text.line(depth + 1, f"b{i} = None; q{i} = {deleted}({_decoded(text, node, at)})", node)
         text.line(depth, "else:")
         if node.sink.key is None:
             text.line(depth + 1, f"q{i} = {own}", node)
