@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from semel.contract import Row
-from semel.sinks.columns import FITS, Column, canonical, decode, key_part
+from semel.sinks.columns import FITS, Column, ColumnType, canonical, decode, key_part
 from semel.sinks.sink import RowRefused
 
 Convert = Callable[[Any], object]
 Parameters = tuple[object, ...]
 
+WRITTEN_ONE_WAY = (ColumnType.TEXT, ColumnType.INTEGER, ColumnType.BOOLEAN, ColumnType.JSON)
 _parts = msgspec.json.Decoder(list[Any]).decode
 
 
@@ -103,10 +104,14 @@ def _key(shape: Shape, row: Row) -> list[tuple[Any, object]]:
     held: list[tuple[Any, object]] = []
     for place, part in zip(shape.key_places, parts, strict=True):
         column = shape.columns[place]
-        wanted = part
-        if type(part) in FITS[column.type]:
-            wanted = _converted(lambda part: key_part(column.type, part), part, column.name, row.offset)  # noqa: B023
-        if type(part) not in FITS[column.type] or wanted != part or type(wanted) is not type(part):
+        fits = type(part) in FITS[column.type]
+        if fits and column.type not in WRITTEN_ONE_WAY:
+            try:
+                wanted = key_part(column.type, part)
+            except ValueError as why:
+                raise RowRefused(f"column {column.name!r} cannot hold {part!r:.60}: {why}", row.offset) from None
+            fits = wanted == part and type(wanted) is type(part)
+        if not fits:
             raise RowRefused(
                 f"its key has {part!r:.60} for the column {column.name!r}, which holds {column.type}: written in two "
                 "ways, one row could be written from two partitions, in any order. Give the stream's key and the field "

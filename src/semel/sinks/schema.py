@@ -105,8 +105,12 @@ def _holds(dialect: Dialect, where: str, there: Found, wanted: Column | None = N
 
 def _other(dialect: Dialect, where: str, there: Found, wanted: Column | None) -> SinkError:
     want = "a type that semel writes (see docs/sinks.md)" if wanted is None else dialect.created[wanted.type]
+    why = ""
+    if there.base in dialect.also:  # SQLite's affinity of numbers, which DATE has, too
+        want = want if wanted is not None else f"{dialect.created[ColumnType.TEXT]}, or value=TYPE said"
+        why = " (SQLite makes numbers of what looks like one there: 7 of '007')"
     return SinkError(
-        f"{where}: column {there.name!r} is {there.type_text or 'without a type'}, wanted is {want}. "
+        f"{where}: column {there.name!r} is {there.type_text or 'without a type'}, wanted is {want}{why}. "
         "Alter the column, change the field's type, or name another table."
     )
 
