@@ -5,7 +5,8 @@
         broker.kill()       # SIGKILL, waited for
         broker.start()      # same folder, same port
 
-`start` returns when the broker has printed its ready line; nothing here sleeps.
+`start` returns when the broker has printed its ready line; nothing here sleeps. It dies with the process that started
+it: a `timeout` around pytest ends that without a teardown.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from semel.proof.processes import dying_with_us
 
 READY_S_MAX = 60.0
 STOP_S_MAX = 60.0
@@ -80,7 +83,7 @@ class BrokerProcess:
         for setting in self.settings:
             command += ["--set", setting]
         environ = {**os.environ, **self.env, **(env or {})}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, env=environ)
+        self.process = subprocess.Popen(dying_with_us(command), stdout=subprocess.PIPE, stderr=self._log, env=environ)
         line = self._first_line()
         if not line.startswith("ready "):
             code = self.process.wait(STOP_S_MAX)

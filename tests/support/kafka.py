@@ -38,6 +38,7 @@ class KafkaProcess:
         self.folder = folder
         self.port = free_port(count=2)  # broker and controller
         self.props = dict(props or {})
+        self._guard: subprocess.Popen[bytes] | None = None
         if advertise:
             self.props["advertised.listeners"] = f"PLAINTEXT://{advertise}"
 
@@ -63,13 +64,30 @@ class KafkaProcess:
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"Apache Kafka did not start: {done.stderr[-2000:]}")
+        self._guarded()
         return self
+
+    def _guarded(self) -> None:
+        """The script leaves the broker without a parent. Somebody of ours waits until this process is no more, however
+        it ended (its end of the pipe is closed then), and stops the broker."""
+        self._unguarded()
+        self._guard = subprocess.Popen(
+            ["bash", "-c", 'read -r _ || exec "$0" "$1"', str(HERE / "stop-kafka.sh"), str(self.folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+    def _unguarded(self) -> None:
+        if self._guard is not None:
+            self._guard.communicate(b"no more\n", timeout=90)
+            self._guard = None
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         (self.folder / "kafka.pid").unlink()
+        self._unguarded()
 
     def stop(self) -> None:
+        self._unguarded()
         subprocess.run([str(HERE / "stop-kafka.sh"), str(self.folder)], capture_output=True, timeout=90)
 
     def __enter__(self) -> KafkaProcess:

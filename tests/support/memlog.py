@@ -176,6 +176,9 @@ class MemLog:
     def topics(self) -> Mapping[str, TopicInfo]:
         return dict(self.broker.topics)
 
+    def topic_ids(self, names: Sequence[str]) -> Mapping[str, str]:
+        return {name: self.broker.topics[name].topic_id for name in names if name in self.broker.topics}
+
     def config(self, topic: str) -> Mapping[str, str]:
         return self.broker.topics[topic].config
 

@@ -6,14 +6,18 @@ Exit code 0 holds, 1 broken (with a counter-example), 2 unknown or not possible 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from semel.contract import Mode
 from semel.errors import UsageError
+
+if TYPE_CHECKING:
+    from semel.verify.verdict import Report
 
 ROW = "{:34} {:24} {:>9} {:>9} {:>6} {:>9} {:>6}"
 
@@ -33,7 +37,12 @@ def verify(
     keep: Annotated[bool, typer.Option(help="Leave the run's folder: the logs of all processes.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Crash an app at every step of its protocols, then compare what it read with what it wrote."""
+    """Crash an app at every step of its protocols, then compare what it read with what it wrote.
+
+    Topics, groups and tables are the run's own: names on the log begin with verify-, and its tables lie in the very
+    databases that the app names, under the name of the app's own table and the same addition. Such a table is made
+    like the app's own, which is not touched. At the end, also after Ctrl-C or SIGTERM, all of them are removed.
+    """
     from semel.host.load import load_app
     from semel.proof.campaign import Asked, steps_of
     from semel.proof.campaign import verify as run
@@ -57,6 +66,7 @@ def verify(
     name, _, _ = app.rpartition(":") if app.rpartition(":")[1] and not app.endswith(".py") else (app, "", "")
     file = str(Path(name).resolve()) + app[len(name) :]
     asked = Asked(file, on, inputs, crashes, seed, mode, directed=directed, keep=keep)
+    signal.signal(signal.SIGTERM, _interrupt)
     report = run(loaded, asked, lambda line: print(line, file=sys.stderr, flush=True))
     if json_:
         print(json.dumps(report.as_json()))
@@ -65,11 +75,14 @@ def verify(
     raise typer.Exit(report.verdict.exit_code)
 
 
-def show(report: object) -> None:
-    """The report for a person."""
-    from semel.verify.verdict import Report
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM is Ctrl-C: the run ends and removes what is its own. Once: a second one would interrupt that."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
-    assert isinstance(report, Report)
+
+def show(report: Report) -> None:
+    """The report for a person."""
     print(
         f"\n{report.app} on {report.on}, {report.mode}, seed {report.seed}: {report.input_records} input records, "
         f"{report.kills_worker} workers and {report.kills_broker} brokers killed, {report.zombies} zombies "
@@ -80,8 +93,21 @@ def show(report: object) -> None:
         print(ROW.format(o.name[:34], o.kind[:24], o.expected, o.present, o.lost, o.repeated, o.wrong))
         if o.unknown:
             print(f"    unknown: {o.unknown}")
+    if repeats := _explained(report):
+        print(f"\n{repeats}")
     for doubt in report.doubts:
         print(f"\ndoubt: {doubt}")
     if report.counterexample:
         print(f"\ncounter-example: {report.counterexample}")
     print(f"\nverdict: {report.verdict.value}")
+
+
+def _explained(report: Report) -> str:
+    """How the other lines are to be read when `input taken` says that records were taken again or never."""
+    taken = next((o for o in report.outputs if o.name == "input taken"), None)
+    if taken is None or not (taken.repeated or taken.lost):
+        return ""
+    return (
+        "how to read this: each step is compared with what it took from the log. What an earlier step repeated or lost "
+        "is in the states and outputs behind it, too, where it is not counted as wrong once more."
+    )

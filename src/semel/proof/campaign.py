@@ -5,13 +5,16 @@ Invariant: the verdict comes from what was read back after the run, and a run th
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import secrets
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,10 @@ from semel.proof.embedded import EmbeddedStorm
 from semel.proof.processes import BrokerChild, Child, ProofError, semel_command
 from semel.proof.storm import Storm, storm_of
 from semel.proof.world import RECORDS_PER_S, World, sink_connections
+from semel.sinks import SQLite
 from semel.streams import graph as g
 from semel.verify import checkers
-from semel.verify.oracle import reckon, reckon_input, reckon_sink
+from semel.verify.oracle import reckon, reckon_input, reckon_sink, untried
 from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, Fault, Kind, schedule
 from semel.verify.verdict import Output, Report
 from semel.verify.workload import workload
@@ -78,6 +82,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     workers: list[Child] = []
     world: World | None = None
     sinks: dict[str, Any] = {}
+    files = _new_files(graph)
     try:
         if asked.on == "broker":
             settings = [f"num.partitions={4}", "group.min.session.timeout.ms=1000"]
@@ -142,7 +147,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         outputs = reckon_input(graph, world.given, committed) + reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         outputs.append(checkers.monotonic("positions over time", world.history))
-        doubts = _doubts(graph, asked, storm, hits)
+        doubts = [*_doubts(graph, asked, storm, hits), *untried(graph, committed)]
         if unfinished:
             outputs, doubts = [_so_far(o) for o in outputs], [unfinished, *doubts]
         return Report(
@@ -154,8 +159,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     finally:
         for worker in workers:
             worker.kill()
-        for _, connection in sinks.values():
-            _remove(connection, say)
+        _remove_all(sinks, files, say)
         if world is not None:
             if broker is None:
                 world.remove()
@@ -183,6 +187,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     folder = Path(tempfile.mkdtemp(prefix="semel-verify-"))
     prefix = f"verify-{secrets.token_hex(4)}."
     sinks: dict[str, Any] = {}
+    files = _new_files(graph)
     storm: EmbeddedStorm | None = None
     try:
         sinks = _reachable(graph, prefix)
@@ -220,14 +225,14 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
             kills_broker=0, zombies=storm.zombies, refused=storm.refused,
             steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on, asked.mode)},
-            outputs=tuple(outputs), doubts=tuple(_doubts(graph, asked, storm, hits)),
+            outputs=tuple(outputs),
+            doubts=(*_doubts(graph, asked, storm, hits), *untried(graph, committed)),
             seconds=time.monotonic() - began, input_records=storm.fed,
         )  # fmt: skip
     finally:
         for child in storm.children if storm is not None else ():
             child.kill()
-        for _, connection in sinks.values():
-            _remove(connection, say)
+        _remove_all(sinks, files, say)
         if asked.keep:
             say(f"kept: {folder}")
         else:
@@ -258,6 +263,8 @@ def _doubts(graph: g.Graph, asked: Asked, storm: Storm | EmbeddedStorm, hits: Ma
         doubts.append(f"{storm.kills_worker + storm.kills_broker} kills, {asked.crashes} were asked for")
     if storm.zombies and not storm.refused:
         doubts.append(f"{storm.zombies} zombies were resumed after their successor's commit, and none was refused")
+    if isinstance(storm, EmbeddedStorm) and storm.missed and not storm.zombies:
+        doubts.append("no zombie had a successor that got on at every sink: none was resumed")
     doubts += [f"not a crash of ours: {failure}" for failure in storm.failures]
     return doubts
 
@@ -278,7 +285,7 @@ def _alive(storm: Storm) -> None:
 
 
 def _is_file(sink: object) -> bool:
-    return type(sink).__name__ == "SQLite"
+    return isinstance(sink, SQLite)
 
 
 def _sample(app: App) -> Any:
@@ -297,6 +304,26 @@ def _files(inputs: Mapping[str, str]) -> dict[str, tuple[str, Callable[[], Itera
 
         found[topic] = (path, lines)
     return found
+
+
+def _new_files(graph: g.Graph) -> list[str]:
+    """The SQLite files that are not there yet, and will be by the run's own table."""
+    paths = {os.path.abspath(sink.path) for sink in graph.sinks.values() if isinstance(sink, SQLite)}
+    return sorted(path for path in paths if not os.path.exists(path))
+
+
+def _remove_all(sinks: Mapping[str, Any], new_files: Sequence[str], say: Callable[[str], None]) -> None:
+    for _, connection in sinks.values():
+        _remove(connection, say)
+    for path in new_files:
+        if not os.path.exists(path):
+            continue
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            if file.execute("SELECT 1 FROM sqlite_schema").fetchone() is not None:
+                continue  # it has become somebody's
+        for left in (path, path + "-wal", path + "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(left)
 
 
 def _remove(connection: Any, say: Callable[[str], None]) -> None:

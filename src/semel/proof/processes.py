@@ -1,6 +1,7 @@
 """The processes of a proof: started with a fault armed, watched, killed, stopped and resumed; only ever our own.
 
-A child's standard output and error go to a file in the run's folder; the counters of the steps that it reached lie in
+A child dies with its parent, however that ends (Linux; by the thread that started it, as prctl has it). A child's
+standard output and error go to a file in the run's folder; the counters of the steps that it reached lie in
 a file that survives `kill -9`, shared by all incarnations of one child.
 """
 
@@ -11,8 +12,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from semel.errors import SemelError
@@ -31,6 +33,44 @@ class ProofError(SemelError):
 def semel_command(*words: str) -> list[str]:
     """This very installation's command line."""
     return [sys.executable, "-m", "semel.cli.main", *words]
+
+
+# In a program of its own and not in a `preexec_fn`: between fork and exec of a process with threads nothing is safe.
+_DIES_WITH = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+os.getppid() == int(sys.argv[1]) or os._exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """The same command, under the same pid, killed by the system when the thread that starts it is no more."""
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _DIES_WITH, str(os.getpid()), *command]
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A signal that comes meanwhile is heard at the end: a child that was started and not yet noted would live on, and
+    write to a folder that is being removed. (Not blocked: the child would inherit that.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+        for one in heard:
+            signal.raise_signal(one)
 
 
 class Child:
@@ -58,11 +98,13 @@ class Child:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SEMEL_KILL", "SEMEL_STOP"))}
         steps = {"SEMEL_STEPS": str(self.counters), "SEMEL_ARM": str(self.armed)}
         env = {**clean, **self.env, **steps, **(armed or {})}
-        with self.output.open("ab") as out:
+        # kio loads hypothesis where that is installed, and that writes to the current folder: the user's.
+        env.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(self.output.parent / "hypothesis"))
+        with self.output.open("ab") as out, _uninterrupted():
             out.write(f"--- incarnation {self.incarnations} {dict(armed or {})}\n".encode())
             out.flush()
             self.process = subprocess.Popen(
-                self.command, env=env, stdin=subprocess.DEVNULL, stdout=self._stdout(out), stderr=out
+                dying_with_us(self.command), env=env, stdin=subprocess.DEVNULL, stdout=self._stdout(out), stderr=out
             )
         self.started = time.monotonic()
         self.incarnations += 1

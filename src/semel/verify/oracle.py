@@ -171,6 +171,19 @@ def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Sin
     return checkers.multiset(f"sink {name}", kind, expected, present)
 
 
+def untried(graph: g.Graph, committed: Committed) -> list[str]:
+    """The ends and states that no record has reached, each with what to do: equal to nothing is nothing proved."""
+    ends = [(w.target, w.outbox if w.topic is None else w.topic.name) for w in graph.writes()]
+    ends += [(f"state {fold.name}", fold.topic) for fold in graph.folds()]
+    sources = sorted({n.topic.name for n in graph.nodes if isinstance(n, g.Read)})
+    files = " ".join(f"--input {topic}=FILE" for topic in sources)
+    return [
+        f"nothing reached {name}: this path was not tried; give records that do with {files} or App(sample=…)"
+        for name, topic in dict.fromkeys(ends)
+        if not committed.topic(topic)
+    ]
+
+
 def _columns(row: bytes, key: Sequence[str]) -> bytes:
     held = msgspec.json.decode(row)
     return msgspec.json.encode([held[column] for column in key])
