@@ -121,7 +121,15 @@ def a_wrong_type_is_written(world: World) -> Ended:
     return world.app(before + body + rest[rest.index("\napp = ") :]).ended()
 
 
-@case(1, "fold sums (app.py:16)", "partition 0 offset 1", "ZeroDivisionError", "mend the program", "from this record")
+@case(
+    1,
+    "fold sums (app.py:16)",
+    "partition 0 offset 1",
+    "ZeroDivisionError",
+    "mend the program",
+    "again from the first",
+    "semel read billing-sums-repartition --partition 0 --from 1 --max 1 --on embedded:{data}",
+)
 def a_function_of_the_user_fails(world: World) -> Ended:
     world.orders(1, 0)
     return world.app(APP.replace("acc + o.amount", "acc + 1 // o.amount")).ended()

@@ -58,7 +58,10 @@ class App:
             except SemelError:
                 raise
             except Exception as wrong:  # a method that is not there, a wrong argument: said as what semel refuses
-                raise GraphError(raised(wrong, self.place), f"{type(wrong).__name__}: {wrong}") from wrong
+                text = f"{type(wrong).__name__}: {wrong}"
+                if isinstance(wrong, TypeError) and any(f"Stream.{op}()" in text for op in ("count", "fold", "reduce")):
+                    text += ". A state's name is given as name=…"
+                raise GraphError(raised(wrong, self.place), text) from wrong
             self._graph = builder.build()
         return self._graph
 

@@ -152,6 +152,50 @@ def key_without_its_field(b: Builder) -> None:
     b.read(orders).write(SQLite("t.db", "t", key="id"))  # here
 
 
+def forgot_to_write(b: Builder) -> None:
+    b.read(orders).filter(lambda o: o.amount > 0).map(lambda k, o: o.customer)  # here
+
+
+def reads_and_forgets(b: Builder) -> None:
+    b.read(orders)  # here
+
+
+def forgot_both_ways(b: Builder) -> None:
+    b.read(orders).branch(lambda o: o.amount > 0)  # here
+
+
+def forgot_to_write_changes(b: Builder) -> None:
+    b.read(orders).count(name="t").changes()  # here
+
+
+def map_of_the_value_alone(b: Builder) -> None:
+    b.read(orders).map(lambda o: o.customer).write(sums)  # type: ignore  # here
+
+
+def values_with_a_key(b: Builder) -> None:
+    b.read(orders).map_values(lambda k, o: o).write(refunds)  # type: ignore  # here
+
+
+def fold_of_the_value_alone(b: Builder) -> None:
+    b.read(orders).fold(0, lambda o: 1, name="t")  # type: ignore  # here
+
+
+def key_by_with_a_key(b: Builder) -> None:
+    b.read(orders).key_by(lambda k, o: o.customer).count(name="t")  # type: ignore  # here
+
+
+def table_written(b: Builder) -> None:
+    b.read(orders).count(name="t").write(sums)  # type: ignore  # here
+
+
+def count_without_name(b: Builder) -> None:
+    b.read(orders).count("t")  # type: ignore  # here
+
+
+def key_by_what_is_not_there(b: Builder) -> None:
+    b.read(orders).key_by(lambda o: o.customer.uper()).count(name="t")  # type: ignore  # here
+
+
 def reads_nothing(b: Builder) -> None:
     return
 
@@ -174,7 +218,10 @@ def reads_nothing(b: Builder) -> None:
         (weak_sink, "accept=AtLeastOnce"),
         (two_sinks, "two sinks are named 't'"),
         (accept_on_topic, "accept= is for sinks"),
-        (deleted_by_another_type, "deletes the row of the stream's key, and that is of type int, the field 'customer' of"),
+        (
+            deleted_by_another_type,
+            "deletes the row of the stream's key, and that is of type int, the field 'customer' of",
+        ),
         (not_a_sink, "wants a Topic or a sink, got str"),
         (bad_state_name, "only letters, digits"),
         (long_state_name, "at most 249"),
@@ -183,6 +230,20 @@ def reads_nothing(b: Builder) -> None:
         (no_such_operator, "has no attribute 'flat_map_values'"),
         (key_of_a_number, "the stream's values are int. Make rows of them first"),
         (key_without_its_field, "key 'id' is no field of Order"),
+        (forgot_to_write, "gives goes nowhere: .write(…) is missing"),
+        (reads_and_forgets, "what read orders (test_build.py:"),
+        (forgot_both_ways, "goes nowhere"),
+        (forgot_to_write_changes, "goes nowhere"),
+        (map_of_the_value_alone, "map's function gets key and value (map_values gets the value alone), and lambda(o)"),
+        (values_with_a_key, "map_values's function gets value (map gets key and value), and lambda(k, o) cannot take"),
+        (fold_of_the_value_alone, "fold's function gets state and value, and lambda(o) cannot take that"),
+        (key_by_with_a_key, "key_by's function gets value, and lambda(k, o) cannot take that: missing a required arg"),
+        (table_written, "a table has no write: its updates are a stream, .changes().write(…)"),
+        (count_without_name, "A state's name is given as name=…"),
+        (
+            key_by_what_is_not_there,
+            "raised AttributeError: 'str' object has no attribute 'uper'). Say it: key_by",
+        ),
     ],
 )
 def test_a_wrong_topology_is_refused_at_its_line(build: Callable[[Builder], object], message: str) -> None:
@@ -341,3 +402,22 @@ def test_a_sink_keyed_by_another_field_than_the_stream_is_fine_where_nothing_is_
         )
 
     App("shop", build).graph()
+
+
+def test_what_may_be_an_end_is_one() -> None:
+    """A state is kept under its name, read or not; and of the ways out of a branch one may lead nowhere."""
+
+    def build(b: Builder) -> None:
+        b.read(orders).count(name="n")
+        big, _ = b.read(refunds).branch(lambda o: o.amount > 10)
+        big.write(orders_out)
+
+    orders_out = Topic("orders-out", key=int, value=Order)
+    assert App("shop", build).graph().subtopologies
+
+
+@pytest.mark.parametrize("f", [str.lower, str, len, Decimal, lambda *parts: 1, lambda o, more=2: o, hash])
+def test_whatever_can_be_called_so_is_taken(f: Callable[..., Any]) -> None:
+    """Classes, builtins that tell no signature, defaults, and any number of arguments."""
+    texts, anything = Topic("texts", key=str, value=str), Topic("any", key=str, value=bytes)
+    assert App("shop", lambda b: b.read(texts).map_values(f, value=bytes).write(anything)).graph()

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semel import App, Builder, TestDriver, Topic
+from semel.errors import UsageError
 from semel.sinks import SQLite
 from semel.streams.compile import compile_subtopology
 from semel.streams.task import ProcessingError
@@ -116,9 +117,8 @@ def test_a_state_of_none_is_deleted_and_starts_from_zero_again() -> None:
     """None is a deletion: a tombstone in changelog and output, the key gone from the state."""
 
     def build(b: Builder) -> None:
-        b.read(numbers).fold(0, lambda n, v: None if v == 0 else n + v, name="sums").changes().write(  # type: ignore
-            Topic("sums", key=str, value=int)
-        )
+        folded = b.read(numbers).fold(0, lambda n, v: None if v == 0 else n + v, name="sums")  # type: ignore
+        folded.changes().write(Topic("sums", key=str, value=int | None))  # type: ignore
 
     driver = drive(build)
     for value in (5, 0, 2):
@@ -258,6 +258,35 @@ def test_a_value_of_another_type_is_refused_not_written() -> None:
     driver = drive(lambda b: b.read(orders).map(lambda k, o: o.customer).write(out))  # type: ignore
     with pytest.raises(ProcessingError, match=r"write out .* topic out wants Order, got str: 'a'"):
         some(driver, ("a", 1))
+
+
+def test_a_none_deletes_only_where_the_type_says_so() -> None:
+    """`map(lambda k, v: print(k, v)).write(out)` wrote nulls: every key was deleted, without a word."""
+    driver = drive(lambda b: b.read(numbers).map(lambda k, v: print(end="")).write(texts))  # type: ignore
+    with pytest.raises(
+        ProcessingError, match=r"write texts \(test_driver.py:\d+\) failed at numbers partition 0 offset 0: .* got None"
+    ):
+        driver.put(numbers, "a", 1)
+    maybe: Topic[str, str | None] = Topic("maybe", key=str, value=str | None)  # type: ignore[arg-type, unused-ignore]
+    maybe_out: Topic[str, str | None] = Topic("out", key=str, value=str | None)  # type: ignore[arg-type, unused-ignore]
+    driver = drive(lambda b: b.read(maybe).map(lambda k, v: v and v * 2).write(maybe_out))
+    driver.put(maybe, "a", "x")
+    driver.put(maybe, "a", None)
+    assert driver.take(maybe_out) == [("a", "xx"), ("a", None)]
+
+
+def test_what_a_test_asks_wrongly_is_refused() -> None:
+    """A typing error in a test must not pass as an empty answer, or as a dead letter."""
+    lenient = Topic("orders", key=int, value=Order, on_error="dead-letter")
+    driver = drive(lambda b: b.read(lenient).write(out))
+    for ask in (lambda: driver.take(texts), lambda: driver.take(SQLite("a.db", "out"))):
+        with pytest.raises(UsageError, match=r"the app does not write to (texts|out)\. It writes to out\."):
+            ask()  # type: ignore[no-untyped-call, unused-ignore]
+    with pytest.raises(UsageError, match=r"put to orders: key 'a' is no int .*put_bytes"):
+        driver.put(lenient, "a", Order("a", Decimal(1)))  # type: ignore
+    with pytest.raises(UsageError, match=r"put to orders: value 'text' is no Order"):
+        driver.put(lenient, 1, "text")  # type: ignore
+    assert driver.dead_letters() == []
 
 
 def test_a_wrong_guess_at_a_keys_type_is_refused_not_written() -> None:

@@ -1,7 +1,8 @@
 """What users build topologies with: `Builder`, `Stream[K, V]`, `Table[K, V]`.
 
 `map` and `flat_map` call the function with (key, value); `map_values`, `filter`, `branch`, `key_by` with the value. A
-value of None is a deletion: it is written as a tombstone, deletes the row at a sink, and a state of None is removed.
+value of None is a deletion: it deletes the row at a sink, a state of None is removed, and a topic whose type says so
+(`value=T | None`) gets a tombstone; any other refuses it, because a function that forgot its `return` gives None too.
 
 Whatever cannot be right is refused here, with the line of the user's program: two states of one name, a type without a
 serde, a topic that feeds itself, a weak sink without `accept=`.
@@ -12,8 +13,10 @@ removing an operator elsewhere renames nothing.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NoReturn, TypeVar, overload
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 import msgspec
 
@@ -21,8 +24,8 @@ from semel.contract import Accept, AtLeastOnce, AtMostOnce, Guarantee, Once, Wea
 from semel.ports import Sink
 from semel.streams import graph as g
 from semel.streams.deletes import check as check_deletes
-from semel.streams.infer import element_type, result_type, state_type, without_none
-from semel.streams.place import GraphError, Place, caller
+from semel.streams.infer import element_type, result_type, state_type, why_untold, without_none
+from semel.streams.place import GraphError, Place, caller, describe
 from semel.streams.serde import SCALARS, NoSerde, Serde, hashable, immutable, serde_of, type_name
 from semel.streams.shape import finish
 from semel.streams.topic import Topic, check_name
@@ -57,7 +60,7 @@ class Builder:
         found = self._reads.get(topic.name)
         if found is None:
             node = g.Read(len(self._nodes), place, topic)
-            types = (_known(topic.key), _known(topic.value))
+            types = (_known(topic.key), _known(without_none(topic.value)))
             found = self._reads[topic.name] = self._stream(node, types, keyed=True)
         return found
 
@@ -98,10 +101,12 @@ class Builder:
             )
         self._names[name] = place
 
-    def _serde(self, of: Any, place: Place, what: str, argument: str) -> Serde:
+    def _serde(self, of: Any, place: Place, what: str, argument: str, later: _Later | None = None) -> Serde:
         if of is None:
+            why = later.why() if isinstance(later, _Inferred) else ""
             raise GraphError(
-                place, f"{what} cannot be told from the program (a lambda does not say). Say it: {argument}=TYPE)."
+                place,
+                f"{what} cannot be told from the program ({why or 'a lambda does not say'}). Say it: {argument}=TYPE).",
             )
         try:
             return serde_of(of)
@@ -132,22 +137,22 @@ class Stream(Generic[K, V]):
 
     def map(self, f: Callable[[K, V], R], *, value: type[R] | None = None) -> Stream[K, R]:
         """f(key, value) for each record. `value`: the type of its results, where it cannot be told and is needed."""
-        place = _function(f, "map")
+        place = _function(f, "map", "key", "value")
         return self._next(g.Map, place, f, True, value=_told(value, result_type, f, self._types))
 
     def map_values(self, f: Callable[[V], R], *, value: type[R] | None = None) -> Stream[K, R]:
         """f(value) for each record."""
-        place = _function(f, "map_values")
+        place = _function(f, "map_values", "value")
         return self._next(g.Map, place, f, False, value=_told(value, result_type, f, self._types[1:]))
 
     def flat_map(self, f: Callable[[K, V], Iterable[R]], *, value: type[R] | None = None) -> Stream[K, R]:
         """Each element of f(key, value) as a record of its own, in order."""
-        place = _function(f, "flat_map")
+        place = _function(f, "flat_map", "key", "value")
         return self._next(g.FlatMap, place, f, True, value=_told(value, element_type, f, self._types))
 
     def filter(self, f: Callable[[V], bool]) -> Stream[K, V]:
         """The records for which f(value) is true."""
-        place = _function(f, "filter")
+        place = _function(f, "filter", "value")
         return self._next(g.Filter, place, f, value=self._types[1])
 
     @overload
@@ -166,7 +171,7 @@ class Stream(Generic[K, V]):
         if not predicates:
             raise GraphError(place, "branch wants at least one predicate.")
         for predicate in predicates:
-            _function(predicate, "branch")
+            _function(predicate, "branch", "value")
         fork = self._next(g.Branch, place, predicates, value=self._types[1])
         arms = [fork._next(g.Arm, place, index, value=self._types[1]) for index in range(len(predicates) + 1)]
         for arm in arms:
@@ -194,7 +199,7 @@ class Stream(Generic[K, V]):
         partitioned by the new key, `APP-STATE-repartition`; with `name` all of them share `APP-NAME-repartition`.
 
         `key`: the type of the new key, where it cannot be told from f."""
-        place = _function(f, "key_by")
+        place = _function(f, "key_by", "value")
         builder = self._builder
         if name is not None:
             builder._take_name(name, "key_by", place)
@@ -211,8 +216,9 @@ class Stream(Generic[K, V]):
         if self._name is not None and shared is not None:
             return shared
         of_key, of_value = self._types
-        key = builder._serde(of_key(True), place, f"the type of the key that {name!r} is kept by", "key_by(…, key")
-        value = builder._serde(of_value(True), place, f"the type of the values that go to {name!r}", "map(…, value")
+        kept, sent = f"the type of the key that {name!r} is kept by", f"the type of the values that go to {name!r}"
+        key = builder._serde(of_key(True), place, kept, "key_by(…, key", of_key)
+        value = builder._serde(of_value(True), place, sent, "map(…, value", of_value)
         given = self._name or name
         topic = g.internal_name(builder._app, given, g.InternalKind.REPARTITION)
         node = g.Repartition(len(builder._nodes), place, (self._id,), given, topic, key, value)
@@ -226,7 +232,7 @@ class Stream(Generic[K, V]):
     def fold(self, zero: A, f: Callable[[A, V], A], *, name: str, state: type[A] | None = None) -> Table[K, A]:
         """State per key, from `zero` by state = f(state, value). `name` names the state and its changelog; changing
         it is starting anew. `state`: its type, where zero does not tell it (None, [], {})."""
-        place = _function(f, "fold")
+        place = _function(f, "fold", "state", "value")
         of = without_none(state) if state is not None else state_type(zero) or result_type(f, (None, None), call=False)
         return self._fold(g.FoldKind.FOLD, name, f, of, place, zero)
 
@@ -236,7 +242,9 @@ class Stream(Generic[K, V]):
 
     def reduce(self, f: Callable[[V, V], V], *, name: str) -> Table[K, V]:
         """State per key, starting with the first value, then f(state, value)."""
-        return self._fold(g.FoldKind.REDUCE, name, f, self._types[1](True), _function(f, "reduce"), None)
+        return self._fold(
+            g.FoldKind.REDUCE, name, f, self._types[1](True), _function(f, "reduce", "state", "value"), None
+        )
 
     def _fold(
         self, kind: g.FoldKind, name: str, f: Callable[[Any, Any], Any] | None, of: Any, place: Place, zero: Any
@@ -275,7 +283,13 @@ class Stream(Generic[K, V]):
                 raise GraphError(place, f"write to topic {to.name}: accept= is for sinks; a topic is exactly-once.")
             builder._declare(to, place)
             _fits(to.key, key(False), f"topic {to.name} has keys of type", "the stream's keys are", place)
-            _fits(to.value, value(False), f"topic {to.name} has values of type", "the stream's values are", place)
+            _fits(
+                without_none(to.value),
+                value(False),
+                f"topic {to.name} has values of type",
+                "the stream's values are",
+                place,
+            )
             node = g.Write(len(builder._nodes), place, (self._id,), to, None, "", None, to.key, to.value)
         else:
             self._check_sink(to, accept, place)
@@ -323,14 +337,35 @@ class Table(Generic[K, V]):
         node = g.Changes(len(self._builder._nodes), caller(), (self._id,), coalesce)
         return self._builder._stream(node, self._builder._types[self._id], keyed=True)
 
+    if not TYPE_CHECKING:  # to the type checker a table has no other attributes
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if not name.startswith("_") and hasattr(Stream, name):
+                raise GraphError(caller(), f"a table has no {name}: its updates are a stream, .changes().{name}(…).")
+            raise AttributeError(f"a table has no {name!r}: .changes() is the stream of its updates")
+
 
 # --- helpers ---
 
 
-def _function(f: object, operator: str) -> Place:
+def _function(f: object, operator: str, *gets: str) -> Place:
+    """Refuses what cannot be called with what the operator hands it: at the first record it would be too late."""
     place = caller()
     if not callable(f):
         raise GraphError(place, f"{operator} wants a function, got {type(f).__name__}.")
+    try:
+        signature = inspect.signature(f)
+    except (ValueError, TypeError):  # a builtin that does not say
+        return place
+    try:
+        signature.bind(*gets)
+    except TypeError as why:
+        other = {"map": " (map_values gets the value alone)", "map_values": " (map gets key and value)"}
+        raise GraphError(
+            place,
+            f"{operator}'s function gets {' and '.join(gets)}{other.get(operator, '')}, and {describe(f)}{signature} "
+            f"cannot take that: {why}.",
+        ) from None
     return place
 
 
@@ -343,10 +378,24 @@ def _known(of: Any) -> _Later:
     return lambda _: of
 
 
+@dataclass(frozen=True, slots=True)
+class _Inferred:
+    """The type of what a function returns."""
+
+    infer: Callable[..., Any]
+    function: Callable[..., Any]
+    arguments: tuple[_Later, ...]
+
+    def __call__(self, call: bool) -> Any:
+        return self.infer(self.function, [of(call) for of in self.arguments], call=call)
+
+    def why(self) -> str:
+        """Why it cannot be told, where the function was called to find out."""
+        return why_untold(self.function, [of(True) for of in self.arguments])
+
+
 def _told(given: Any, infer: Callable[..., Any], f: Callable[..., Any], arguments: tuple[_Later, ...]) -> _Later:
-    if given is not None:
-        return _known(without_none(given))
-    return lambda call: infer(f, [of(call) for of in arguments], call=call)
+    return _known(without_none(given)) if given is not None else _Inferred(infer, f, arguments)
 
 
 def _same(types: list[_Later]) -> _Later:

@@ -108,7 +108,7 @@ def compile_subtopology(graph: g.Graph, sub: g.Subtopology, *, trace: bool) -> P
     folds = tuple(node for i in sub.nodes if isinstance(node := graph.nodes[i], g.Fold))
     sources = graph.source_nodes()
     text = _Text(graph, frozenset(sub.nodes), trace)
-    text.scope.update(NoKey=NoKey, _wrong=_wrong, _key=key_bytes, _ms=milliseconds)
+    text.scope.update(NoKey=NoKey, _wrong=_wrong, _none=_none, _key=key_bytes, _ms=milliseconds)
     text.line(0, "def make(p, writers, states, dead, fail):")
     for index, name in enumerate(sub.sources):
         _source(text, index, name, sources[name])
@@ -141,8 +141,9 @@ def _source(text: _Text, index: int, name: str, node: g.Read | g.Repartition) ->
     match node:
         case g.Read():
             key, value, time = node.topic.key_serde, node.topic.value_serde, node.topic.time
+            nullable = node.topic.nullable
         case g.Repartition():
-            key, value, time = node.key, node.value, None
+            key, value, time, nullable = node.key, node.value, None, True
     below = text.children(node)
     must, wants = _key_must(text, below), _key_wanted(text, below, key)
     i = node.id
@@ -155,7 +156,7 @@ def _source(text: _Text, index: int, name: str, node: g.Read | g.Repartition) ->
     decode = f"{text.bind(f'dv{i}', value.decode)}(vb)"
     if value.type is str:  # inline: a call less
         decode = "str(vb, 'utf-8')"
-    if isinstance(node, g.Repartition):
+    if nullable:
         decode = f"None if vb is None else {decode}"
     text.line(5, f"v = {decode}")
     if must:
@@ -163,7 +164,8 @@ def _source(text: _Text, index: int, name: str, node: g.Read | g.Repartition) ->
     if wants:
         text.line(5, f"k = {_decode_key(text, i, key, 'kb', null=not must)}")
     if time:
-        text.line(5, f"t = _ms({text.bind(f'ti{i}', time)}(v))")
+        given = "if v is not None: " if nullable else ""
+        text.line(5, f"{given}t = _ms({text.bind(f'ti{i}', time)}(v))")
         text.line(5, "if t > m: m = t")
     text.line(4, "except Exception as why:")
     text.line(5, f"dead({name!r}, o, t, kb, vb, why)")
@@ -340,7 +342,8 @@ def _write(text: _Text, depth: int, node: g.Write, at: _At) -> None:
         serde = node.topic.value_serde
         writer = text.writer(node.topic.name)
         kb = _encoded_key(text, depth, node, node.topic.key_serde, at)
-        text.line(depth, f"if {at.v} is None: b{i} = None")
+        deletes = f"b{i} = None" if node.topic.nullable else f"_none({node.topic.name!r}, {serde.name!r})"
+        text.line(depth, f"if {at.v} is None: {deletes}", node)
         text.line(depth, "else:")
         check = _check(text, node, serde, at.v, f"topic {node.topic.name}") if at.value is not serde else ""
         if check:
@@ -475,3 +478,10 @@ def key_bytes(key: Any) -> bytes | None:
 
 def _wrong(what: str, wanted: str, value: Any) -> None:
     raise WrongType(f"{what} wants {wanted}, got {type(value).__name__}: {value!r:.200}")
+
+
+def _none(topic: str, wanted: str) -> None:
+    raise WrongType(
+        f"topic {topic} wants {wanted}, got None, which would delete the key (a function without a return gives None). "
+        f"If deleting is meant, the type says so: Topic({topic!r}, …, value={wanted} | None)"
+    )

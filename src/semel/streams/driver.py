@@ -21,6 +21,7 @@ import msgspec
 from semel.errors import UsageError
 from semel.ports import Headers, Position, Records, Sink, TopicPartition, Write
 from semel.streams import graph as g
+from semel.streams.serde import Serde
 from semel.streams.state import MemoryStore
 from semel.streams.task import ERRORS, Task, compile_graph
 from semel.streams.topic import Topic, milliseconds
@@ -73,13 +74,10 @@ class TestDriver:
         """One record arrives, at `time` (the driver's clock by default)."""
         if topic.name not in self._home or topic.name not in self._graph.topics:
             raise UsageError(f"TestDriver: the app does not read {topic.name}. It reads {', '.join(self._reads())}.")
-        data = Written(
-            None if key is None else topic.key_serde.encode(key),
-            None if value is None else topic.value_serde.encode(value),
-            self.now_ms if time is None else milliseconds(time),
-            None,
-        )
-        self.put_bytes(topic.name, data.key, data.value, time_ms=data.time_ms)
+        key_data = None if key is None else _encoded(topic, "key", topic.key_serde, key)
+        value_data = None if value is None else _encoded(topic, "value", topic.value_serde, value)
+        at = self.now_ms if time is None else milliseconds(time)
+        self.put_bytes(topic.name, key_data, value_data, time_ms=at)
 
     def put_bytes(self, topic: str, key: bytes | None, value: bytes | None, *, time_ms: int | None = None) -> None:
         """The same with bytes as they lie in the topic: for records that cannot be decoded."""
@@ -93,8 +91,12 @@ class TestDriver:
     def take(self, of: Sink[Any, Any]) -> list[tuple[bytes | None, Any]]: ...
     def take(self, of: Any) -> list[tuple[Any, Any]]:
         """What was committed since the last `take`: (key, value) of a topic, (key bytes, row) of a sink's outbox, where
-        a row is what its JSON says. None is a deletion."""
+        a row is what its JSON says. None is a deletion. UsageError for what the app does not write."""
         self.commit()
+        written = {write.target: write.sink is None for write in self._graph.writes()}
+        if written.get(of.name) is not isinstance(of, Topic):
+            names = ", ".join(sorted(written)) or "nothing (what a state holds: .state(NAME))"
+            raise UsageError(f"TestDriver: the app does not write to {of.name}. It writes to {names}.")
         if isinstance(of, Topic):
             key, value = of.key_serde.decode, of.value_serde.decode
             return [
@@ -198,3 +200,16 @@ class TestDriver:
             self._positions = {t: Position(self._ends.get(t, 0), p.metadata) for t, p in self._positions.items()}
             self._tasks = self._fresh()
             raise
+
+
+def _encoded(topic: Topic[Any, Any], what: str, serde: Serde, of: Any) -> bytes:
+    """As a producer with the topic's types writes it. What they do not give back was put wrongly by the test."""
+    try:
+        data = serde.encode(of)
+        serde.decode(data)
+    except Exception as why:
+        raise UsageError(
+            f"TestDriver: put to {topic.name}: {what} {of!r:.200} is no {serde.name} ({type(why).__name__}: {why}). "
+            "A record that cannot be decoded is put as it lies in the topic: put_bytes(TOPIC_NAME, key, value)."
+        ) from None
+    return data

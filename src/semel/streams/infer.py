@@ -201,6 +201,22 @@ def element_type(function: Callable[..., Any], arguments: Sequence[Any], *, call
     return None
 
 
+def why_untold(function: Callable[..., Any], arguments: Sequence[Any]) -> str:
+    """What came of calling a lambda with made-up values; "" when it was not called."""
+    if not is_lambda(function) or any(of is None for of in arguments):
+        return ""
+    try:
+        given = [make_up(of) for of in arguments]
+    except Exception:
+        return ""
+    called = f"called with {', '.join(f'{value!r:.100}' for value in given)}, made up, the lambda"
+    try:
+        result = function(*given)
+    except Exception as why:
+        return f"{called} raised {type(why).__name__}: {why}"
+    return f"{called} gave {type(result).__name__}, which does not say enough"
+
+
 def state_type(zero: Any) -> Any | None:
     """The type of a fold's state, told from where it starts; None when only the user can say."""
     try:

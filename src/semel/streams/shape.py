@@ -21,6 +21,7 @@ def finish(
     """The Graph of these nodes, or a GraphError naming the line."""
     if not any(isinstance(node, g.Read) for node in nodes):
         raise GraphError(Place(app, 0), "the topology reads no topic: b.read(TOPIC) is missing.")
+    _refuse_dead_ends(nodes)
     subtopologies = _subtopologies(nodes)
     _refuse_loops(nodes, subtopologies)
     internal = _internal(app, nodes, subtopologies)
@@ -30,6 +31,22 @@ def finish(
         if name in topics:
             raise GraphError(topic.place, f"{name} is the app's own {topic.kind} topic and also a Topic of yours.")
     return g.Graph(app, nodes, subtopologies, dict(topics), dict(sinks), internal)
+
+
+def _refuse_dead_ends(nodes: Sequence[g.Node]) -> None:
+    """A stream that nothing takes is a forgotten `.write`. A state may be an end: it is kept, under its name, and its
+    changelog is committed like any output. So may one way out of a branch, where another leads on."""
+    taken = {up for node in nodes for up in node.upstream}
+    ways = {node.upstream[0] for node in nodes if isinstance(node, g.Arm) and node.id in taken}
+    for node in nodes:
+        if node.id in taken and not isinstance(node, g.Branch):
+            continue
+        if isinstance(node, g.Write | g.Fold) or (isinstance(node, g.Arm) and node.upstream[0] in ways):
+            continue
+        if isinstance(node, g.Branch) and node.id in ways:
+            continue
+        after = ".count(name=…), .fold(…) or .write(…)" if isinstance(node, g.Read | g.KeyBy) else ".write(…)"
+        raise GraphError(node.place, f"what {g.label(node)} gives goes nowhere: {after} is missing behind it.")
 
 
 def source_topic(node: g.Node) -> str | None:

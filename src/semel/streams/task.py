@@ -32,7 +32,7 @@ REASON_LENGTH_MAX = 1_000
 
 
 class ProcessingError(SemelError):
-    """A record at which the app stopped. Nothing of its transaction is committed; it is read again next time."""
+    """A record at which the app stopped. Nothing of its transaction is committed: all of it is read again next time."""
 
     def __init__(self, message: str, at: TopicPartition, offset: int) -> None:
         super().__init__(message)
@@ -189,12 +189,15 @@ class Task:
             what = f"Topic({topic!r}) at {declared.place} has {_types(declared)}"
             after = (
                 f"Mend the Topic's types, or let such records go to {self._app}.dlq: on_error='dead-letter'. "
-                f"See it: "
-                f"`semel read {topic} --partition {self._partition} --from {offset} --max 1 --on {self._log_name}`."
+                f"{self._seen_by(topic, offset)}"
             )
         raise ProcessingError(
             f"{where} cannot be decoded: {reason}. {what}. {after}", TopicPartition(topic, self._partition), offset
         ) from why
+
+    def _seen_by(self, topic: str, offset: int) -> str:
+        where = f"--partition {self._partition} --from {offset}"
+        return f"See the record: `semel read {topic} {where} --max 1 --on {self._log_name}`."
 
     def _fail(self, why: Exception, topic: str, at: Any) -> NoReturn:
         """The topology failed at a record: names the node, the user's line and the record."""
@@ -204,11 +207,13 @@ class Task:
         if node is None:
             raise why
         offset = at if isinstance(at, int) else -1
-        record = f"{topic} partition {self._partition} offset {at}" if offset >= 0 else f"{topic}, key {at!r}"
+        record, see = f"{topic}, key {at!r}", ""
+        if offset >= 0:
+            record, see = f"{topic} partition {self._partition} offset {at}", f" {self._seen_by(topic, offset)}"
         line = f" (raised at {inner})" if inner else ""
         raise ProcessingError(
             f"{g.label(node)} failed at {record}: {_reason(why)}{line}. Nothing of this transaction is committed: "
-            "mend the program and start it again, it goes on from this record.",
+            f"mend the program and start it again, it takes this transaction's records again from the first.{see}",
             TopicPartition(topic, self._partition),
             offset,
         ) from why

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
+from semel.streams.infer import without_none
 from semel.streams.place import GraphError, Place, caller
 from semel.streams.serde import NoSerde, Serde, serde_of, type_name
 
@@ -54,6 +55,9 @@ def milliseconds(at: datetime | int) -> int:
 class Topic(Generic[K, V]):
     """A topic and the types of what is in it.
 
+    `value=T | None`: records without a value belong to it, which delete their key: they are read as None and None is
+    written as one. In any other topic such a record cannot be decoded, and a None is refused.
+
     `time`: when a record happened, taken from its value (a datetime, or milliseconds); without it the record's own
     timestamp counts. `on_error`: what happens to a record that cannot be decoded: `stop` (default) ends the app with an
     error that names it; `dead-letter` writes it to `APP.dlq` within the transaction, its reason in the headers.
@@ -62,7 +66,18 @@ class Topic(Generic[K, V]):
     Two Topics of one name must be equal in types; they are then the same topic.
     """
 
-    __slots__ = ("key", "key_serde", "name", "on_error", "partitions", "place", "time", "value", "value_serde")
+    __slots__ = (
+        "key",
+        "key_serde",
+        "name",
+        "nullable",
+        "on_error",
+        "partitions",
+        "place",
+        "time",
+        "value",
+        "value_serde",
+    )
 
     def __init__(
         self,
@@ -86,7 +101,10 @@ class Topic(Generic[K, V]):
         self.on_error: OnError = on_error
         self.partitions = partitions
         self.key_serde = to_serde(key, f"topic {name}, key", place)
-        self.value_serde = to_serde(value, f"topic {name}, value", place)
+        # A null is no value of any type: it travels past the serde, where the type says that there may be one.
+        plain = without_none(value)
+        self.nullable = plain is not value
+        self.value_serde = to_serde(plain, f"topic {name}, value", place)
 
     def __repr__(self) -> str:
         return f"Topic({self.name!r}, key={type_name(self.key)}, value={type_name(self.value)})"
