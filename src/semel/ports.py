@@ -239,6 +239,11 @@ class Log(Protocol):
         """All topics, with their partition counts and ids (config may be empty)."""
         ...
 
+    def topic_ids(self, names: Sequence[str]) -> Mapping[str, str] | None:
+        """The ids of those of these topics that are there now; None when the log did not say within a second. For a
+        look now and then."""
+        ...
+
     def config(self, topic: str) -> Mapping[str, str]: ...
     def create(self, topics: Sequence[NewTopic]) -> None:
         """Creates those that are missing; one that exists is left as it is."""

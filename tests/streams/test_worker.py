@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
@@ -864,3 +865,68 @@ def test_topics_that_do_not_fit_stop_the_start(
     change(broker)
     with pytest.raises(SemelError, match=message):
         Machine("a", broker)
+
+
+@pytest.mark.parametrize("topic", ["orders", "billing-sums-changelog"])
+def test_a_topic_made_anew_under_a_running_app_stops_it(broker: MemBroker, topic: str) -> None:
+    """S16, while it runs: the consumer goes on at its old position in the new topic and skips what lies before, without
+    a word from the client library. Within a second the app stops and says so."""
+    machine = Machine("a", broker)
+    fill(broker)
+    machine.run()
+    made_anew(broker, topic)
+    fill(broker, 100)
+    with pytest.raises(SemelError, match=f"topic {topic} was deleted and made anew while app billing runs"):
+        machine.run(30)
+
+
+def test_a_topic_that_is_gone_stops_the_app_but_not_at_once(broker: MemBroker) -> None:
+    """A broker that has just started may not know all of its topics; a log that does not answer says nothing."""
+
+    class Forgetful(MemLog):
+        answers: ClassVar[list[object]] = []
+
+        def topic_ids(self, names: Sequence[str]) -> Mapping[str, str]:
+            return self.answers.pop(0) if self.answers else super().topic_ids(names)  # type: ignore[return-value]
+
+    machine = Machine("a", broker, log=Forgetful)
+    expected = fill(broker)
+    Forgetful.answers = [{}, {}, None, None, {}, {}, {}]
+    machine.run(100)
+    expected += fill(broker, 20, start=60)
+    machine.run(30)
+    assert final(broker) == dict(expected) and not Forgetful.answers
+    Forgetful.answers = [{}] * 10
+    with pytest.raises(SemelError, match="topic orders is not there any more: it was deleted while app billing runs"):
+        machine.run(100)
+
+
+def test_a_worker_that_comes_back_after_a_reset_takes_the_topics_as_they_are(broker: MemBroker) -> None:
+    """The story: a paused worker came back after `semel app reset`, worked on, and committed under the former id of the
+    repartition topic; the next start refused it."""
+    machine = Machine("a", broker, by_parity)
+    fill(broker)
+    machine.run()
+    machine.worker._look_at_ms = machine.now_ms + 10_000  # between two looks
+    made_anew(broker, "billing-key-repartition" if "billing-key-repartition" in broker.topics else repartition(broker))
+    broker.assign({})
+    machine.run(2)
+    broker.assign({"a": broker.all_partitions(["orders", repartition(broker)])})
+    for at in broker.all_partitions([repartition(broker)]):
+        broker.offsets[at] = Position(0)
+    fill(broker, 20, start=60)
+    machine.run(4)
+    topic_id = broker.topics[repartition(broker)].topic_id
+    told = {read_metadata(broker.offsets[at].metadata).topic for at in broker.all_partitions([repartition(broker)])}
+    assert topic_id in told and told <= {"", topic_id}
+
+
+def repartition(broker: MemBroker) -> str:
+    return next(name for name in broker.topics if name.endswith("-repartition"))
+
+
+def made_anew(broker: MemBroker, topic: str) -> None:
+    old = broker.topics.pop(topic)
+    for p in range(old.partitions):
+        broker.logs[TopicPartition(topic, p)].clear()
+    broker.create(topic, old.partitions, old.config)

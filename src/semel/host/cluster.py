@@ -182,6 +182,9 @@ class ClusterLog:
     def topics(self) -> Mapping[str, TopicInfo]:
         return self._admin.topics()
 
+    def topic_ids(self, names: Sequence[str]) -> Mapping[str, str] | None:
+        return self._admin.topic_ids(names)
+
     def config(self, topic: str) -> Mapping[str, str]:
         return self._admin.config(topic)
 

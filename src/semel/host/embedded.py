@@ -121,6 +121,10 @@ class EmbeddedLog:
             if not topic.error_code
         }
 
+    def topic_ids(self, names: Sequence[str]) -> Mapping[str, str]:
+        there = self.topics()
+        return {name: there[name].topic_id for name in names if name in there}
+
     def config(self, topic: str) -> Mapping[str, str]:
         resource = admin.DescribeConfigsResource(TOPIC_RESOURCE, topic, None)
         (result,) = self._ask(32, 4, admin.DescribeConfigsRequest((resource,))).results

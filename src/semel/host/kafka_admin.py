@@ -48,6 +48,8 @@ STALE = frozenset(
     }
 )  # fmt: skip
 
+LOOK_S = 1.0  # for a question asked now and then, whose answer can wait
+
 
 class Admin:
     """One AdminClient, made when it is first asked and kept alive until `close`."""
@@ -98,21 +100,25 @@ class Admin:
         if not counts:
             return {}
 
-        def described(timeout_s: float) -> dict[str, str]:
-            asked = self._client.describe_topics(
-                confluent_kafka.TopicCollection(list(counts)), request_timeout=timeout_s
-            )
-            ids: dict[str, str] = {}
-            for name, future in asked.items():
-                try:
-                    ids[name] = _uuid_text(future.result(timeout_s).topic_id)
-                except KafkaException as gone:
-                    if error_of(gone).code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                        raise
-            return ids
-
-        ids = self.ask("describe topics", described)
+        ids = self.ask("describe topics", lambda timeout_s: self._described(list(counts), timeout_s))
         return {name: TopicInfo(name, ids[name], partitions) for name, partitions in counts.items() if name in ids}
+
+    def topic_ids(self, names: Sequence[str]) -> Mapping[str, str] | None:
+        try:
+            return self._described(names, LOOK_S)
+        except (KafkaException, FutureTimeout):
+            return None
+
+    def _described(self, names: Sequence[str], timeout_s: float) -> dict[str, str]:
+        asked = self._client.describe_topics(confluent_kafka.TopicCollection(list(names)), request_timeout=timeout_s)
+        ids: dict[str, str] = {}
+        for name, future in asked.items():
+            try:
+                ids[name] = _uuid_text(future.result(timeout_s).topic_id)
+            except KafkaException as gone:
+                if error_of(gone).code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
+        return ids
 
     def config(self, topic: str) -> Mapping[str, str]:
         resource = _kafka.ConfigResource(_kafka.ResourceType.TOPIC, topic)

@@ -9,7 +9,7 @@ repair.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from semel.errors import SemelError, UsageError
 from semel.ports import Log, NewTopic, Position, TopicInfo, TopicPartition
@@ -48,6 +48,31 @@ class Layout:
 
     def all(self, topic: str) -> list[TopicPartition]:
         return [self.at(topic, p) for p in range(self.partitions[topic])]
+
+
+def known_again(log: Log, layout: Layout) -> Layout:
+    """With the topics' ids as they are now. One that is not told keeps its own: a look will tell whether it is gone."""
+    names = [layout.prefix + name for name in layout.ids]
+    there = log.topic_ids(names)
+    if there is None:
+        there = {name: info.topic_id for name, info in log.topics().items()}
+    return replace(layout, ids={name: there.get(layout.prefix + name, id) for name, id in layout.ids.items()})
+
+
+def other_topics(graph: g.Graph, log: Log, layout: Layout, names: Sequence[str], there: Mapping[str, str]) -> str:
+    """What a running app must stop for: one of these topics is gone, or another one has its name. "" when all are who
+    they were. `there`: ids by the log's names."""
+    for name in names:
+        known, now = layout.ids[name], there.get(layout.prefix + name)
+        if known == now or (now is not None and not (known and now)):
+            continue
+        found = "is not there any more: it was deleted" if now is None else "was deleted and made anew"
+        return (
+            f"{log.name}: topic {layout.prefix}{name} {found} while app {graph.app} runs. What was read of a new one "
+            "may have begun in its middle, so the app stops. Decide where to go on: put the topic back, set the "
+            f"group's offsets, or start anew: {command('reset', graph, log.name)}."
+        )
+    return ""
 
 
 def lay_out(

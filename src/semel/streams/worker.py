@@ -51,8 +51,10 @@ from semel.streams.layout import (
     LayoutError,
     command,
     holds_records,
+    known_again,
     lay_out,
     leftovers,
+    other_topics,
     taken_by_others,
 )
 from semel.streams.lineage import read_lineage
@@ -60,6 +62,7 @@ from semel.streams.restore import Restore, Restoring
 from semel.streams.state import DELETE_RETENTION_MS
 from semel.streams.task import Task, TaskId, compile_graph, read_metadata
 
+LOOK_MS = 1_000  # how often it looks whether its topics are still the same
 STORE_INTERVAL_MS = 1_000  # how much of its changelog a restart reads again, at most, in time
 STORE_KEYS_MAX = 50_000  # and in changed keys per task
 # Commits that failed in a row: what passes by itself (a rebalance, a broker's restart) has passed after both.
@@ -131,6 +134,8 @@ class Worker:
         self._now_ms = 0
         self._commit_at_ms = 0
         self._store_at_ms = 0
+        self._look_at_ms = 0
+        self._gone = 0  # looks in a row at which a topic was not there
         self._failed_commits = 0
         self._failing_since_ms = 0
         self._hold_until_ms = 0
@@ -172,6 +177,8 @@ class Worker:
                 if self.progress.aborts != lives:  # started over: the rest is read again from the committed positions
                     break
             self.progress.records += taken
+            if now_ms >= self._look_at_ms:
+                self._look_again()
             if now_ms >= self._commit_at_ms:
                 if self._touched():
                     self._commit()
@@ -246,6 +253,18 @@ class Worker:
         at = records.source
         position = task.positions()[TopicPartition(at.topic[len(self._prefix) :], at.partition)]
         return self._commit_offsets({at: Position(records.next_offset, position.metadata)})
+
+    def _look_again(self) -> None:
+        """Stops when a topic that it reads was deleted or made anew: its positions count in another one (S16)."""
+        assert self._layout is not None
+        self._look_at_ms = self._now_ms + LOOK_MS
+        names = [*self._home, *(fold.topic for fold in self._graph.folds())]
+        there = self._log.topic_ids([self._prefix + name for name in names])
+        found = "" if there is None else other_topics(self._graph, self._log, self._layout, names, there)
+        # A broker that has just started may not know all of its topics yet.
+        self._gone = self._gone + 1 if found else 0
+        if found and ("made anew" in found or self._gone > 3):
+            raise LayoutError(found)
 
     # --- the commit ---
 
@@ -379,6 +398,8 @@ class Worker:
         assert self._layout is not None
         if any(at.partition >= self._layout.partitions[self._layout.bare(at).topic] for at in partitions):
             self._layout = lay_out(self._graph, self._log, prefix=self._prefix, trace=self._trace)
+        else:
+            self._layout = known_again(self._log, self._layout)
         self._log.pause(partitions)
         by_task: dict[TaskId, list[TopicPartition]] = {}
         for at in partitions:
