@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from semel.host.embedded import EmbeddedLog
 from semel.host.engine import Engine
+from semel.host.free_port import free_port
 from semel.host.steps import read_counters
 from semel.ports import Log, NewTopic, Step
 from tests.host.logs import Logs, broker_logs, cluster_logs, parts
@@ -160,7 +162,7 @@ def test_sigterm_commits_and_leaves(job: Job) -> None:
     job.until(lambda: read_counters(job.folder / "steps")[Step.OUTPUT_BEFORE] > 0)
     job.until(lambda: job.look.ends(parts("totals", 4)) is not None)
     code, _, err = job.leave(process)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "left counts: 500 records processed, 1 commit\n")
     assert job.committed() > 0
     assert read_counters(job.folder / "steps")[Step.COMMIT_AFTER] > 0
     again = job.start()
@@ -237,7 +239,8 @@ def test_a_commit_interval_longer_than_the_transaction_timeout(job: Job) -> None
     job.feed(200)
     process = job.start(COUNTS_INTERVAL_MS="12000")
     job.until(lambda: job.committed() >= job.fed)
-    assert job.leave(process)[::2] == (0, "")
+    code, _, err = job.leave(process)
+    assert (code, err.count("\n")) == (0, 1) and err.startswith("left counts: ")
 
 
 @pytest.mark.parametrize("mode", ["at-least-once", "at-most-once"])
@@ -246,7 +249,8 @@ def test_the_other_modes_are_right_when_nothing_happens(job: Job, mode: str) -> 
     process = job.start("--mode", mode)
     job.until(job.delivered)
     code, out, err = job.leave(process)
-    assert (code, out, err) == (0, f"running counts on {job.url}, {mode}, 4 partitions\n", "")
+    assert (code, out) == (0, f"running counts on {job.url}, {mode}, 4 partitions\n")
+    assert re.fullmatch(r"left counts: \d,\d{3} records processed, [1-9]\d* commits?\n", err), err
     job.outputs_are_right()
 
 
@@ -258,6 +262,37 @@ def test_at_least_once_loses_nothing_when_killed(job: Job) -> None:
     again = job.start("--mode", "at-least-once")
     job.until(lambda: sum(job.rows().values()) > job.fed and job.committed() >= job.fed)
     assert job.leave(again)[0] == 0
+
+
+def test_more_workers_than_partitions_are_told_apart(job: Job) -> None:
+    """Of five workers on four partitions one has nothing to do, and says so."""
+    job.feed(100)
+    parent = job.start("--workers", "5")
+    job.until(job.delivered)
+    assert parent.stdout is not None
+    lines: list[str] = []
+    while not any("0 partitions, worker" in line and ": idle, " in line for line in lines):
+        lines.append(parent.stdout.readline())
+        assert lines[-1], (lines, job.said())
+    assert job.leave(parent)[0] == 0
+
+
+def test_a_log_that_does_not_answer_is_named_and_a_ctrl_c_ends_it(tmp_path: Path) -> None:
+    """A wrong port was thirty seconds of silence. Ctrl-C before it runs is an interrupted command: 130."""
+    url = f"kafka://127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semel.cli.main", "run", str(APP), "--on", url],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"connecting to {url} …\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=WAIT_S)
+        assert (process.returncode, out, err) == (130, "", "")
+    finally:
+        process.kill()
+        process.wait()
 
 
 # --- the embedded log ---

@@ -32,6 +32,7 @@ class Leaving:
 
     def __init__(self, *, ignore_keyboard: bool) -> None:
         self.asked = False
+        self.by = 0  # the signal that asked
         self._started = False
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
@@ -65,6 +66,7 @@ class Leaving:
         if self.asked:
             os._exit(128 + number)
         self.asked = True
+        self.by = number
         if not self._started:
             raise LeftEarly
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import secrets
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ EMBEDDED, KAFKA = "embedded:", "kafka://"
 POLL_S = 0.1
 LEAVE_PATIENCE_S = 5.0  # with a silent log, by somebody who was asked to leave
 LEAVE_S = 20.0  # for a delivery to finish its batch
+CONNECTING_S = 2.0  # a log that has not answered for so long is named
 QUIET_S = 3.0  # without a partition for so long, it says so
 
 
@@ -142,8 +144,8 @@ def _process(run: Run) -> int:
             finally:
                 # A bound on closing that needs no Python: a client library may hold the interpreter's lock.
                 faulthandler.dump_traceback_later(LEAVE_MAX_S, exit=True)
-    except LeftEarly:
-        return 0  # nothing was begun
+    except LeftEarly:  # nothing was begun
+        return 128 + signal.SIGINT if leaving.by == signal.SIGINT else 0
     except LogLost as lost:
         raise SemelError(str(lost)) from lost
     return 0
@@ -157,6 +159,10 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     # After the log's own folder: state on an embedded log lies inside it.
     slot = take_slot(run.state_dir, run.name, run.slot)
     stack.callback(slot.lock.release)
+    connecting = threading.Timer(CONNECTING_S, _say, (f"connecting to {run.url.partition('?')[0]} …",))
+    connecting.daemon = True
+    connecting.start()
+    stack.callback(connecting.cancel)
     log = source(run.name, slot.identity, slot.identity if run.mode is Mode.EXACTLY_ONCE else None)
     stack.callback(log.close)
     asked = _asked(run, slot, source)
@@ -175,6 +181,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
         id=secrets.token_hex(5),
     )
     worker.start(now_ms())
+    connecting.cancel()
     deliveries = [
         _DeliveryThread(run, name, write, source(f"{run.name}.{name}", f"{slot.identity}.{name}", None), steps, now_ms)
         for name, write in _outboxes(graph)
@@ -184,28 +191,39 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     leaving.later()
     for delivery in deliveries:
         delivery.start()
-    said, quiet_since = False, now_ms()
+    said, quiet_since = "", now_ms()
     while not (leaving.asked or orphaned()):
         worker.run_once(now_ms(), POLL_S)
         for delivery in deliveries:
             if delivery.failed is not None:
                 raise delivery.failed
-        if not said and (worker.running or now_ms() - quiet_since > QUIET_S * 1000):
-            said = True
-            inputs = {run.prefix + node.topic.name for node in graph.nodes if isinstance(node, g.Read)}
-            mine = sum(at.topic in inputs for at in worker.assigned_partitions)
-            _announce(run, slot, log.name, mine)
+        if said != "running" and (worker.running or (not said and now_ms() - quiet_since > QUIET_S * 1000)):
+            said = _announce(run, slot, log.name, graph, worker)
     worker.close(now_ms())
     for delivery in deliveries:
         delivery.stop()
         if delivery.failed is not None:
             raise delivery.failed
+    if leaving.asked:
+        done = worker.progress
+        _say(f"left {run.app.name}: {_many(done.records, 'record')} processed, {_many(done.commits, 'commit')}")
 
 
-def _announce(run: Run, slot: Slot, where: str, partitions: int) -> None:
-    count = f"{partitions} partition" + ("" if partitions == 1 else "s")
-    worker = f", worker {slot.number + 1} of {run.of}" if run.of else ""
-    print(f"running {run.app.name} on {where}, {run.mode.value}, {count}{worker}", flush=True)
+def _announce(run: Run, slot: Slot, where: str, graph: g.Graph, worker: Worker) -> str:
+    """Says how it stands, once per standing; "running" is the last."""
+    number = f", worker {slot.number + 1} of {run.of}" if run.of else ""
+    if not worker.running and worker.assigned_partitions:
+        _say(f"restoring the state of {run.app.name} on {where}{number}")
+        return "restoring"
+    inputs = {run.prefix + node.topic.name for node in graph.nodes if isinstance(node, g.Read)}
+    mine = sum(at.topic in inputs for at in worker.assigned_partitions)
+    idle = "" if worker.assigned_partitions else ": idle, other workers have them all or have not let go yet"
+    print(f"running {run.app.name} on {where}, {run.mode.value}, {_many(mine, 'partition')}{number}{idle}", flush=True)
+    return "idle" if idle else "running"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _outboxes(graph: g.Graph) -> Iterator[tuple[str, g.Write]]:
