@@ -135,7 +135,8 @@ def _seconds(there: Found, column: ColumnType) -> Convert:
         at = read(column, value)
         fraction = re.search(r"\.(\d+)", value)
         if fraction is not None and len(fraction[1].rstrip("0")) > scale:
-            raise ValueError(f"{there.type_text} has {scale} digits of a second, and would round it. Alter the column")
+            mend = "Round the value" if there.scale is None else f"Alter the column to {there.base}, or round the value"
+            raise ValueError(f"{there.type_text} has {scale} digits of a second, and would round it. {mend}")
         if isinstance(at, timedelta):  # not every server reads the sign in front of ISO 8601
             sign, at = ("-", -at) if at < timedelta(0) else ("", at)
             return f"{sign}{at.days} days {sign}{at.seconds}.{at.microseconds:06d} seconds"

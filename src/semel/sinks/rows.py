@@ -108,7 +108,7 @@ def _key(shape: Shape, row: Row) -> list[tuple[Any, object]]:
         if fits and column.type not in WRITTEN_ONE_WAY:
             try:
                 wanted = key_part(column.type, part)
-            except ValueError as why:
+            except (ValueError, OverflowError) as why:
                 raise RowRefused(f"column {column.name!r} cannot hold {part!r:.60}: {why}", row.offset) from None
             fits = wanted == part and type(wanted) is type(part)
         if not fits:
