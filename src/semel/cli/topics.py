@@ -43,10 +43,19 @@ def topics(
                     _span([p.start for p in one.partitions]),
                     _span([p.end for p in one.partitions]),
                     bytes_text(sum(known)) if known else "-",
-                    "internal" if one.internal else "",
+                    "internal" if one.internal else _kind(one.name),
                 )
             )
     print(table(rows))
+    print("END is the next offset: aborted records and the markers of transactions count, too.")
+
+
+def _kind(name: str) -> str:
+    """What an app's own topics are, by their names."""
+    if name.endswith(".dlq"):
+        return "an app's dead letters"
+    kind = name.rpartition("-")[2]
+    return f"an app's {kind}" if kind in ("changelog", "repartition", "outbox", "order") and "-" in name else ""
 
 
 def _span(offsets: list[int]) -> str:

@@ -65,7 +65,7 @@ class Look(Protocol):
 
 
 def no_topic(url: str, topic: str) -> str:
-    return f"{url}: there is no topic {topic!r}. `semel topics --on {url}` lists them."
+    return f"{url}: there is no topic {topic!r}. `semel topics --on {url}` lists them, `semel write` makes one."
 
 
 def no_offset(url: str, topic: str, partition: int, offset: int | None) -> str:
