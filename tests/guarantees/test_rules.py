@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 
 from semel import App, AtLeastOnce, AtMostOnce, Builder, Mode, Topic
-from semel.contract import Atomicity, Contract, Fence, Guarantee, Identity, Once, Resolution
+from semel.contract import (
+    Atomicity,
+    Contract,
+    Fence,
+    Guarantee,
+    Identity,
+    Once,
+    PositionIn,
+    Resolution,
+    Settlement,
+    Window,
+)
 from semel.guarantees import Circumstances, LogKind, Report, analyse
 from semel.guarantees.report import as_text, without_secrets
 
@@ -20,10 +31,66 @@ WHOLE = Contract(
     fence=Fence.EPOCH_IN_TRANSACTION,
     resolution=Resolution.READ_POSITION_AFTER_CLAIM,
     durability="its own setting",
+    position=PositionIn.SINK,
+    settlement=Settlement.ROLLED_BACK,
 )
 BARE = Contract(
-    "AtLeastOnce", G.AT_LEAST_ONCE, Identity.NONE, Atomicity.RECORD, False, Fence.NONE, Resolution.NONE, durability=""
+    "AtLeastOnce",
+    G.AT_LEAST_ONCE,
+    Identity.NONE,
+    Atomicity.RECORD,
+    False,
+    Fence.NONE,
+    Resolution.NONE,
+    durability="each batch is synced",
 )
+VERSIONED = Contract(
+    "Versioned",
+    G.EFFECTIVELY_ONCE,
+    Identity.VERSION,
+    Atomicity.RECORD,
+    False,
+    Fence.OLDER_VERSION_LOSES,
+    Resolution.SEND_AGAIN,
+    durability="its own setting",
+    position=PositionIn.SINK,
+    settlement=Settlement.REPEATED,
+)
+KEYED = replace(
+    VERSIONED,
+    name="Keyed",
+    identity=Identity.CUT,
+    fence=Fence.CREATE_ONLY,
+    resolution=Resolution.READ_BACK,
+    position=PositionIn.DELIVERY_TOPIC,
+    settlement=Settlement.CUT_REPEATED,
+)
+WINDOWED = replace(
+    KEYED,
+    name="Windowed",
+    guarantee=G.ONCE_IN_WINDOW,
+    identity=Identity.TOKEN,
+    fence=Fence.FIRST_ANSWER,
+    window=Window(3600, 10_000),
+)
+TWO_PHASE = replace(
+    KEYED,
+    name="TwoPhase",
+    guarantee=G.EXACTLY_ONCE,
+    atomicity=Atomicity.BATCH,
+    fence=Fence.TRANSACTIONAL_ID,
+    resolution=Resolution.READ_DECISION,
+    settlement=Settlement.DECIDED,
+)
+DEDUPLICATED = replace(
+    VERSIONED,
+    name="Deduplicated",
+    identity=Identity.EVENT_ID,
+    fence=Fence.NONE,
+    position=PositionIn.GROUP_OFFSETS,
+    through="the view totals_once",
+)
+EVERY = (WHOLE, VERSIONED, KEYED, WINDOWED, TWO_PHASE, DEDUPLICATED)
 
 
 @dataclass
