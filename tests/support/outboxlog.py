@@ -10,7 +10,20 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from semel.ports import Done, Listener, NewTopic, Outcome, Position, Records, TopicInfo, TopicPartition, Write
+from semel.ports import (
+    Done,
+    Fenced,
+    Listener,
+    NewTopic,
+    NotDone,
+    Outcome,
+    Position,
+    Records,
+    TopicInfo,
+    TopicPartition,
+    Unknown,
+    Write,
+)
 
 
 @dataclass
@@ -35,6 +48,8 @@ class OutboxLog:
         self.topics: dict[str, MemTopic] = {}
         self.offsets: dict[tuple[str, TopicPartition], Position] = {}
         self.epoch = 0
+        self.owned: dict[str, OutboxOwner] = {}  # transactional id -> who initialised it last
+        self.owners: list[OutboxOwner] = []
         self._made = 0
         if with_runs:
             self.create("__semel_runs", 1)
@@ -75,6 +90,46 @@ class OutboxLog:
 
     def session(self, group: str = "app.sink") -> OutboxSession:
         return OutboxSession(self, group)
+
+    def owner(self, transactional_id: str) -> OutboxOwner:
+        owner = OutboxOwner(self, transactional_id)
+        self.owners.append(owner)
+        return owner
+
+
+class OutboxOwner:
+    """One `ports.Owner`. `next`: what becomes of the next append: "lost": it has no effect and nobody knows; "unheard":
+    it has its effect and nobody knows; "refused"."""
+
+    def __init__(self, log: OutboxLog, transactional_id: str) -> None:
+        self._log, self._id = log, transactional_id
+        self.next = ""
+        self.initialised = 0
+
+    def initialise(self) -> None:
+        self._log.owned[self._id] = self
+        self.initialised += 1
+        self._good = True
+
+    def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
+        assert self._good, "after anything but Done the owner initialises again"
+        assert at.topic.endswith("-delivery") and self._id.endswith(f".{at.partition}"), (at, self._id)
+        then, self.next = self.next, ""
+        self._good = False
+        if self._log.owned[self._id] is not self:
+            return Fenced(f"another owner has taken over {self._id}")
+        if then == "refused":
+            return NotDone("the log refused it")
+        if then != "lost":
+            for key, value in records:
+                self._log.append(at.topic, at.partition, key, value, at=now_ms)
+            self._log.append(at.topic, at.partition, None, None, visible=False)  # the marker
+        if then:
+            return Unknown("the commit was not answered")
+        self._good = True
+        return Done()
+
+    def close(self) -> None: ...
 
 
 class OutboxSession:

@@ -1,0 +1,121 @@
+"""How the records of a cut become the bytes of one object: JSON lines, CSV or Parquet; gzip or zstd.
+
+Invariant: the content is a function of the records alone; two objects of one cut have one fingerprint, whatever library
+version packed them. No clock, no file name and no host goes into the bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cramjam
+import msgspec
+
+from semel.contract import Row
+from semel.sinks.columns import decode
+from semel.sinks.sink import RowRefused, SinkError
+
+ENDINGS = {"": "", "gzip": ".gz", "zstd": ".zst"}
+GZIP_LEVEL, ZSTD_LEVEL = 6, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """`columns`: of CSV, in order."""
+
+    format: str
+    compression: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def ending(self) -> str:
+        return f".{self.format}{ENDINGS[self.compression]}"
+
+    def __str__(self) -> str:
+        return self.ending[1:] + (f" of {', '.join(self.columns)}" if self.columns else "")
+
+    def content(self, rows: Sequence[Row]) -> bytes:
+        """Raises RowRefused for a record that has no place in this format."""
+        if self.format == "csv":
+            return self._csv(rows)
+        return b"".join((row.value or b"null") + b"\n" for row in rows)
+
+    def _csv(self, rows: Sequence[Row]) -> bytes:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        names = frozenset(self.columns)
+        for row in rows:
+            try:
+                fields = decode(row.value or b"null")
+            except msgspec.MsgspecError as why:
+                raise RowRefused(f"it is not a JSON object ({why})", row.offset) from None
+            if not fields.keys() <= names:
+                raise RowRefused(f"it has the field {min(fields.keys() - names)!r}, which is no column", row.offset)
+            writer.writerow([_cell(fields.get(name)) for name in self.columns])
+        return text.getvalue().encode()
+
+    def pack(self, content: bytes) -> bytes:
+        match self.compression:
+            case "gzip":
+                return gzip.compress(content, GZIP_LEVEL, mtime=0)
+            case "zstd":
+                return bytes(cramjam.zstd.compress(content, ZSTD_LEVEL))
+        return content
+
+    def unpack(self, body: bytes) -> bytes:
+        match self.compression:
+            case "gzip":
+                return gzip.decompress(body)
+            case "zstd":
+                return bytes(cramjam.zstd.decompress(body))
+        return body
+
+    def fingerprint_in(self, body: bytes) -> str:
+        """Of an object that is there; "" when it is none of this form."""
+        try:
+            return fingerprint(self.unpack(body))
+        except (OSError, EOFError, ValueError, cramjam.DecompressionError):
+            return ""
+
+    def lines(self, body: bytes) -> Sequence[bytes]:
+        """The records of an object, each as `line` gives it."""
+        content = self.unpack(body)
+        if self.format == "csv":
+            records = csv.DictReader(io.StringIO(content.decode(), newline=""))
+            return [msgspec.json.encode(record) for record in records]
+        return [self.line(line) for line in content.split(b"\n") if line]
+
+    def line(self, value: bytes) -> bytes:
+        """One record's value in a form that is equal for equal records."""
+        if self.format == "csv":
+            return self.lines(self.pack(self._csv([Row(0, 0, None, value)])))[0]
+        return msgspec.json.encode(msgspec.json.decode(value), order="sorted")
+
+
+def fingerprint(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def form_of(format: str, compression: str | None, columns: Sequence[str] | None, where: str) -> Form:
+    if format not in ("jsonl", "csv"):
+        raise SinkError(f"{where}: format={format!r}: wanted is 'jsonl' or 'csv'.")
+    if (compression or "") not in ENDINGS:
+        raise SinkError(f"{where}: compression={compression!r}: wanted is 'gzip', 'zstd' or None.")
+    if format == "csv" and not columns:
+        raise SinkError(f"{where}: CSV wants its columns, in order: columns=('customer', 'total'), or value=TYPE.")
+    return Form(format, compression or "", tuple(columns or ()) if format == "csv" else ())
