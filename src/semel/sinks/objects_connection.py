@@ -3,6 +3,7 @@
     PREFIX/00001-00003/00001-00003-00000000000000000120-00000000000000000240.jsonl
     PREFIX/_semel/delivery.json            whose objects these are, and of which log
     PREFIX/_semel/00001-00003.json         which objects of partition 3 are complete
+    (in a folder: delivery.0000000001.json and so on; the highest number counts)
 
 Invariants: the bytes under a key never change, so a second write of a cut, by whomever, changes nothing; "it is there
 already" is success only when what is there has the same content (a store can refuse our own second attempt, and can
@@ -94,11 +95,6 @@ class ObjectsConnection:
         return Done()
 
     def notes(self) -> Sequence[str]:
-        if self._store.folder is not None:
-            return (
-                f"{self._sink.where}: a folder has no conditional replacement: a manifest can be one object behind "
-                "until the next one is written. The objects themselves are exact.",
-            )
         return ()
 
     # --- the claim --------------------------------------------------------------------------------------------------
@@ -118,7 +114,7 @@ class ObjectsConnection:
 
     def _control(self, delivery: DeliveryId, log: LogIdentity) -> Control:
         wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
-        found = self._store.read(CONTROL)
+        found = self._store.document(CONTROL)
         if found is None:
             # Taken: another partition's owner was faster; the next claim reads it.
             self._store.replace(CONTROL, msgspec.json.encode(wanted), None)
@@ -139,12 +135,13 @@ class ObjectsConnection:
                 f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
                 f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
                 "nothing was delivered. Either put the former log back, or deliver this log from its start, into new "
-                f"objects beside the former ones: write {msgspec.json.encode(anew).decode()} to {CONTROL}."
+                f"objects beside the former ones: write {msgspec.json.encode(anew).decode()} to "
+                f"{self._store.next_name(CONTROL, found[1])}."
             )
         return control
 
     def _read(self, incarnation: int, partition: int) -> _Kept:
-        found = self._store.read(manifest_key(incarnation, partition))
+        found = self._store.document(manifest_key(incarnation, partition))
         if found is None:
             kept = _Kept(Manifest(incarnation, partition), None)
         else:
@@ -214,8 +211,8 @@ class ObjectsConnection:
         raise Away(f"{self._sink.where}: the manifest of partition {one.partition} changes under us")
 
     def _filled(self, manifest: Manifest, end: int) -> Manifest:
-        """With the objects up to `end` that it does not name though they are there: in a folder, a superseded owner can
-        put an older manifest over a newer one. The objects are the truth; a manifest is made of them."""
+        """With the objects up to `end` that it does not name though they are there: a manifest that was removed, or put
+        back from a backup. The objects are the truth; a manifest is made of them."""
         if manifest.position >= end:
             return manifest
         folder = folder_of(manifest.incarnation, manifest.partition)
@@ -292,8 +289,8 @@ def complete(sink: Objects) -> list[Complete]:
     store = Store(sink.url, sink.where, sink.options, sink.store)
     found: list[Complete] = []
     try:
-        for key in store.keys(FOLDER):
-            body = None if key == CONTROL else store.read(key)
+        for key in store.documents(FOLDER):
+            body = None if key == CONTROL else store.document(key)
             if body is None:
                 continue
             manifest = _manifest(body[0], sink.where)

@@ -98,21 +98,33 @@ class Store:
         self.sync(key)
 
     def replace(self, key: str, body: bytes, version: Version | None) -> Version:
-        """The object has these bytes now, and had that version before (None: it was not there). A folder has no
-        such comparison: there it is replaced whatever it was."""
+        """The document has these bytes now, and had that version before (None: it was not there)."""
+        if self.folder is not None:
+            return self._numbered(key, body, int((version or {}).get("number", 0)) + 1)
         try:
-            if version is None:
-                done = obstore.put(self._store, key, body, mode="create", use_multipart=False)
-            elif self.folder is not None:
-                done = obstore.put(self._store, key, body, use_multipart=False)
-            else:
-                done = obstore.put(self._store, key, body, mode=version, use_multipart=False)  # type: ignore[arg-type]
+            mode: Any = "create" if version is None else version
+            return _version(obstore.put(self._store, key, body, mode=mode, use_multipart=False))
         except _TAKEN as why:
             raise Taken(self._told(why)) from None
         except Exception as why:
             raise self._failed(why, f"{key} could not be written") from None
-        self.sync(key)
-        return _version(done)
+
+    def _numbered(self, key: str, body: bytes, number: int) -> Version:
+        """A folder compares nothing, it can only create: each version is a file of its own, the highest number counts.
+        (Replaced in place, a superseded owner that was stopped before its write put an older manifest over a newer one;
+        tests/sinks/test_cut_processes.py.)"""
+        self.create(_number(key, number), body, "")
+        numbers = self._numbers(key)
+        if numbers[-1] > number:  # what came between has been cleaned away: we are late
+            self.delete([_number(key, number)])
+            raise Taken(f"{key} has changed")
+        self.delete([_number(key, old) for old in numbers if old < number - 1])
+        return {"number": str(number)}
+
+    def _numbers(self, key: str) -> list[int]:
+        stem, _, ending = key.rpartition(".")
+        names = [name.removeprefix(f"{stem}.").split(".") for name in self.keys(key.rpartition("/")[0])]
+        return sorted(int(parts[0]) for parts in names if len(parts) == 2 and parts[1] == ending and parts[0].isdigit())
 
     def sync(self, key: str) -> None:
         """In a folder: the file and its name survive a power cut. Elsewhere an answer says so."""
@@ -140,6 +152,24 @@ class Store:
             return None
         except Exception as why:
             raise self._failed(why, f"{key} could not be looked at") from None
+
+    def document(self, key: str) -> tuple[bytes, Version] | None:
+        """What `replace` has written last."""
+        if self.folder is None:
+            return self.read(key)
+        for number in reversed(self._numbers(key)):
+            if (found := self.read(_number(key, number))) is not None:
+                return found[0], {"number": str(number)}
+        return None
+
+    def documents(self, folder: str) -> list[str]:
+        """The keys of the documents in a folder."""
+        keys = self.keys(folder)
+        return keys if self.folder is None else sorted({re.sub(r"\.\d+(\.\w+)$", r"\1", key) for key in keys})
+
+    def next_name(self, key: str, version: Version) -> str:
+        """Where a person writes the next version of a document."""
+        return key if self.folder is None else _number(key, int(version["number"]) + 1)
 
     def read(self, key: str) -> tuple[bytes, Version] | None:
         try:
@@ -184,6 +214,11 @@ class Store:
     def _told(self, why: BaseException) -> str:
         """The first line, without secrets: obstore adds what it knows of the request."""
         return redacted(str(why).strip().partition("\n")[0], self._secrets)
+
+
+def _number(key: str, number: int) -> str:
+    stem, _, ending = key.rpartition(".")
+    return f"{stem}.{number:010d}.{ending}"
 
 
 def redacted(text: str, secrets: list[str]) -> str:
