@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,13 +64,13 @@ class Place:
         return (self.folder / f"said-{self.children.index(child)}").read_text()
 
     def finish(self, child: subprocess.Popen[str]) -> None:
-        assert child.wait(timeout=120) == 0, self.said(child)
+        assert child.wait(timeout=60) == 0, self.said(child)
 
     def killed_at_every_step_twice(self) -> None:
         for step in STEPS * 2:
             nth = 1 if step is Step.CLAIM_AFTER else 2
             child = self.start(SEMEL_KILL=f"{step}:{nth}")
-            assert child.wait(timeout=120) == -signal.SIGKILL, (step, self.said(child))
+            assert child.wait(timeout=60) == -signal.SIGKILL, (step, self.said(child))
         self.finish(self.start())
         counters = read_counters(self.steps)
         assert all(counters[step] for step in STEPS)
@@ -99,8 +100,11 @@ class Place:
 
 def stopped(child: subprocess.Popen[str]) -> None:
     """Returns when the child has stopped itself (SEMEL_STOP)."""
-    _, status = os.waitpid(child.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status), f"it ended instead of stopping: {status}"
+    deadline = time.monotonic() + 60
+    while not (found := os.waitpid(child.pid, os.WUNTRACED | os.WNOHANG))[0]:
+        assert time.monotonic() < deadline, "it did not stop within a minute"
+        time.sleep(0.01)
+    assert os.WIFSTOPPED(found[1]), f"it ended instead of stopping: {found[1]}"
 
 
 @pytest.fixture
@@ -131,7 +135,7 @@ def test_killed_on_a_broker_each_record_is_in_one_object(served: Place) -> None:
     """The same with the transactional id of a broker, whose transaction the next owner ends."""
     for step in (Step.CUT_BEFORE, Step.CUT_AFTER, Step.OBJECT_AFTER, Step.POSITION_AFTER):
         child = served.start(SEMEL_KILL=f"{step}:2")
-        assert child.wait(timeout=120) == -signal.SIGKILL, (step, served.said(child))
+        assert child.wait(timeout=60) == -signal.SIGKILL, (step, served.said(child))
     served.finish(served.start())
     served.check()
 

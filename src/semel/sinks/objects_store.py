@@ -44,6 +44,8 @@ _PERSON = (
 )
 _ABSENT = (exceptions.NotFoundError, FileNotFoundError)
 _TAKEN = (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileExistsError)
+# An answer that will be the same the next time; not 408, 409, 425, 429.
+_REFUSED = re.compile(r"status code: 4(?!08|09|25|29)\d\d")
 # Not a secret whatever its value: may be shown in an error.
 _PLAIN = frozenset({"region", "endpoint", "bucket", "aws_region", "aws_endpoint", "aws_bucket", "conditional_put"})
 
@@ -204,7 +206,7 @@ class Store:
             return SinkError(
                 f"{self._where}: {what}: there is no such bucket or folder ({self._told(why)}). Create it."
             )
-        if isinstance(why, _PERSON):
+        if isinstance(why, _PERSON) or _REFUSED.search(str(why)):
             return self._person(why, what)
         return Away(f"{self._where}: {what}: {self._told(why)}")
 
