@@ -46,11 +46,11 @@ class Of(Generic[K]):
     def __init__(self, kind: type[K], contract: Contract) -> None:
         self.kind, self.contract = kind, contract
 
-    def encode_key(self, value: object) -> bytes | None: ...
-    def encode_deleted(self, key: object) -> bytes: ...
-    def encode_value(self, value: object) -> bytes: ...
-    def renamed(self, suffix: str) -> Of[K]: ...
-    def open(self, steps: Steps) -> SinkConnection: ...
+    def encode_key(self, value: object) -> bytes | None: raise NotImplementedError
+    def encode_deleted(self, key: object) -> bytes: raise NotImplementedError
+    def encode_value(self, value: object) -> bytes: raise NotImplementedError
+    def renamed(self, suffix: str) -> Of[K]: raise NotImplementedError
+    def open(self, steps: Steps) -> SinkConnection: raise NotImplementedError
 
 def of(kind: type[K], guarantee: Guarantee) -> Of[K]:
     made = Of(kind, replace(transactional("x"), guarantee=guarantee))
