@@ -46,9 +46,9 @@ class Of(Generic[K]):
     def __init__(self, kind: type[K], contract: Contract) -> None:
         self.kind, self.contract = kind, contract
 
-    def encode_key(self, value: object) -> bytes | None: raise NotImplementedError
-    def encode_deleted(self, key: object) -> bytes: raise NotImplementedError
-    def encode_value(self, value: object) -> bytes: raise NotImplementedError
+    def encode_key(self, value: object) -> bytes | None: return None
+    def encode_deleted(self, key: object) -> bytes: return b""
+    def encode_value(self, value: object) -> bytes: return b""
     def renamed(self, suffix: str) -> Of[K]: raise NotImplementedError
     def open(self, steps: Steps) -> SinkConnection: raise NotImplementedError
 

@@ -194,8 +194,12 @@ def behind_a_view(f: Facts) -> Finding | None:
 
 def what_the_contract_lacks(f: Facts) -> Finding | None:
     """A label is not trusted: a contract whose parts cannot carry it is lowered to what they carry."""
-    c = f.contract
-    if c is None or c.guarantee.rank < G.AT_LEAST_ONCE.rank:
+    return None if f.contract is None else lowered(f.contract)
+
+
+def lowered(c: Contract) -> Finding | None:
+    """None: the fields carry the label. The contract kit refuses any other contract."""
+    if c.guarantee.rank < G.AT_LEAST_ONCE.rank:
         return None
     if not c.durability:
         return Finding(
