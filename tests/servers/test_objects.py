@@ -14,11 +14,13 @@ from semel.host.steps import read_counters
 from semel.ports import Step
 from semel.sinks import Objects
 from semel.sinks.sink import SinkError
+from semel.testing.contracts import ContractTests, Subject
+from tests.sinks.subjects import S3_SECRET, s3_subject
 from tests.sinks.test_cut_processes import Place, stopped
 from tests.sinks.test_cuts import Worker, held, listed, name, names, outbox, put, store_of
 from tests.support.broker import BrokerProcess
 from tests.support.kafka import KafkaProcess
-from tests.support.seaweed import SECRET, SeaweedProcess
+from tests.support.seaweed import SeaweedProcess
 from tests.support.tcpproxy import TcpProxy
 
 _numbers = itertools.count()
@@ -28,6 +30,18 @@ _numbers = itertools.count()
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess]:
     with SeaweedProcess(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
+
+
+class TestS3(ContractTests):
+    """The contract kit on the real server, which is killed."""
+
+    @pytest.fixture
+    def subject(self, seaweed: SeaweedProcess) -> Subject:
+        def crash() -> None:
+            seaweed.kill()
+            seaweed.start()
+
+        return s3_subject(seaweed.port, crash)
 
 
 def bucket() -> str:
@@ -119,7 +133,7 @@ def test_other_bytes_under_the_key_are_an_error(seaweed: SeaweedProcess) -> None
     store_of(sink).create(f"00001-00000/{name(0, 10)}", b"something else\n", "0" * 64)
     with pytest.raises(SinkError, match="is there already, with other bytes") as refused:
         worker.turn(3)
-    assert SECRET not in str(refused.value)
+    assert S3_SECRET not in str(refused.value)
     assert held(sink) == []
 
 

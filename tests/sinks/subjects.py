@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import obstore
 import psycopg
+from obstore.store import S3Store
 
 from semel.host.postgres import PostgresServer
 from semel.ports import SinkConnection
-from semel.sinks import Postgres, SQLite
-from semel.testing.contracts import Subject, lost_at_the_call, over_the_wire
+from semel.sinks import Objects, Postgres, SQLite
+from semel.testing.contracts import Entry, Subject, lost_at_the_call, over_the_wire
 
 HAND_OVER_S = 2.0
 
@@ -79,6 +84,84 @@ def sqlite_subject(make: Callable[[str, str], Any], folder: Path) -> Subject:
         read=read_sqlite,
         orphans=left_in_sqlite,
         loses=lambda: lost_at_the_call(address, arm_sqlite, lambda: sqlite3.OperationalError("disk I/O error")),
+    )
+
+
+# --- objects ---------------------------------------------------------------------------------------------------------
+
+
+def objects_jsonl(address: str, suffix: str) -> Objects:
+    return Objects(address, name="entries", records=10, seconds=0.01).renamed(suffix)
+
+
+def objects_csv(address: str, suffix: str) -> Objects:
+    form = Objects(address, name="entries", records=10, seconds=0.01, format="csv", value=Entry, compression="gzip")
+    return form.renamed(suffix)
+
+
+def read_objects(address: str, suffix: str) -> Iterable[tuple[str, int]]:
+    """Every object that lies there, whether a manifest names it or not."""
+    for file in sorted(Path(address + suffix).glob("0*/*")):
+        if file.suffix == ".gz":
+            lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+            yield from ((r["id"], int(r["n"])) for r in csv.DictReader(lines))
+        else:
+            yield from ((r["id"], r["n"]) for r in map(json.loads, file.read_text().splitlines()))
+
+
+def left_in_a_folder(address: str, suffix: str) -> Sequence[str]:
+    return [str(file) for file in Path(address + suffix).rglob("*") if file.is_file()]
+
+
+def objects_subject(make: Callable[[str, str], Any], folder: Path) -> Subject:
+    poison = (b'{"id": "p", "m": 1}', b"[1]") if make is objects_csv else ()
+    address = str(folder / "kit")
+    # A cut follows the one before it without a gap: 10 records, 990, and the kit goes on at 1,000.
+    return Subject(make=make, address=address, read=read_objects, orphans=left_in_a_folder, poison=poison, large=990)
+
+
+S3_KEY, S3_SECRET = "semel-test", "semel-test-secret"
+S3_BUCKET = "semel-test"
+
+
+def s3_options(endpoint: str) -> dict[str, str]:
+    return {"endpoint": endpoint, "region": "us-east-1", "access_key_id": S3_KEY, "secret_access_key": S3_SECRET}
+
+
+def objects_s3(address: str, suffix: str) -> Objects:
+    """`address` is the server's endpoint."""
+    url = f"s3://{S3_BUCKET}/kit"
+    return Objects(url, name="entries", records=10, seconds=0.01, options=s3_options(address)).renamed(suffix)
+
+
+def _bucket(address: str) -> Any:
+    return S3Store(S3_BUCKET, config=s3_options(address), client_options={"allow_http": True})  # type: ignore[arg-type]
+
+
+def left_in_s3(address: str, suffix: str) -> Sequence[str]:
+    return [one["path"] for chunk in obstore.list(_bucket(address), prefix=f"kit{suffix}") for one in chunk]
+
+
+def read_s3(address: str, suffix: str) -> Iterable[tuple[str, int]]:
+    for key in left_in_s3(address, suffix):
+        if "/_semel/" not in key:
+            lines = bytes(obstore.get(_bucket(address), key).bytes()).splitlines()
+            yield from ((r["id"], r["n"]) for r in map(json.loads, lines))
+
+
+def s3_subject(port: int, crash: Callable[[], None]) -> Subject:
+    def at(port: int) -> str:
+        return f"http://127.0.0.1:{port}"
+
+    return Subject(
+        make=objects_s3,
+        address=at(port),
+        read=read_s3,
+        orphans=left_in_s3,
+        loses=lambda: over_the_wire(port, f"PUT /{S3_BUCKET}/kit".encode(), at),
+        crash=crash,
+        poison=(),
+        large=990,
     )
 
 

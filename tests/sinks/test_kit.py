@@ -20,6 +20,14 @@ class TestSQLite(ContractTests):
         return subjects.sqlite_subject(request.param, tmp_path)
 
 
+class TestObjects(ContractTests):
+    """Objects in a folder, as JSON lines and CSV."""
+
+    @pytest.fixture(params=[subjects.objects_jsonl, subjects.objects_csv], ids=["jsonl", "csv"])
+    def subject(self, request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
+        return subjects.objects_subject(request.param, tmp_path)
+
+
 class TestPostgres(ContractTests):
     """Postgres, by key and appended, on a server that is killed."""
 

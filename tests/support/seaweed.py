@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 
 from semel.host.free_port import free_port
+from tests.sinks.subjects import S3_BUCKET, S3_KEY, S3_SECRET, s3_options
 
 READY_S_MAX = 60.0
-KEY, SECRET = "semel-test", "semel-test-secret"
 PORT_MAX = 55_000  # each port's gRPC twin is 10,000 above it
 
 
@@ -34,7 +34,7 @@ class SeaweedProcess:
         self.ports = [_port() for _ in range(4)]
         self.port = self.ports[0]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
+        identity = {"name": "t", "credentials": [{"accessKey": S3_KEY, "secretKey": S3_SECRET}], "actions": actions}
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -43,12 +43,7 @@ class SeaweedProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def options(self, endpoint: str | None = None) -> dict[str, str]:
-        return {
-            "endpoint": endpoint or self.endpoint,
-            "region": "us-east-1",
-            "access_key_id": KEY,
-            "secret_access_key": SECRET,
-        }
+        return s3_options(endpoint or self.endpoint)
 
     def start(self) -> SeaweedProcess:
         s3, master, volume, filer = self.ports
@@ -78,7 +73,7 @@ class SeaweedProcess:
         except OSError:
             return False
         store = S3Store(
-            "ready", config=self.options(), client_options={"allow_http": True}, retry_config={"max_retries": 0}
+            S3_BUCKET, config=self.options(), client_options={"allow_http": True}, retry_config={"max_retries": 0}
         )
         try:
             obstore.put(store, "ready", b"")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from semel.contract import Claim, DeliveryId, LogIdentity, Row
-from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
+from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks.objects_form import fingerprint
 from semel.sinks.objects_store import Away, Store, Taken, Version
 from semel.sinks.sink import Diverged, SinkError
@@ -156,7 +156,11 @@ class ObjectsConnection:
         content = self._sink.shape.content(rows)
         tag = fingerprint(content)
         key = key_of(claim.incarnation, partition, start, end) + self._sink.shape.ending
+        self._steps.reached(Step.ROWS_BEFORE)
         try:
+            kept = self._kept.get((claim.incarnation, partition))
+            if kept is not None and kept.manifest.position >= end and self._store.tag(key) is None:
+                return Fenced(f"{self._sink.where}: what is in [{start}, {end}) is there, and not in {key}")
             self._steps.reached(Step.OBJECT_BEFORE)
             try:
                 self._store.create(key, self._sink.shape.pack(content), tag)
@@ -166,6 +170,7 @@ class ObjectsConnection:
             self._name(claim, Complete(key, partition, start, end, len(rows), tag))
         except Away as why:
             return Unknown(str(why))
+        self._steps.reached(Step.ROWS_AFTER)
         return Done()
 
     def _compare(self, key: str, tag: str) -> None:
