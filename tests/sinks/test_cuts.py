@@ -331,6 +331,37 @@ def test_a_superseded_owners_late_put_changes_nothing(make_sink: MakeSink, step:
     assert names(sink)[0] == name(0, 3)
 
 
+def test_what_the_former_owner_decides_until_it_is_put_out_is_read(make_sink: MakeSink) -> None:
+    """The id is initialised first, then the topic is read: a decision in between would be overlooked, and decided
+    again, otherwise."""
+    log, sink = outbox(), make_sink()
+    put(log, *range(3))
+    former = Worker(log, sink)
+    heir = Worker(log, sink)
+    make = log.owner
+
+    def slow(transactional_id: str) -> Any:
+        owner = make(transactional_id)
+        initialise = owner.initialise
+
+        def initialise_late() -> None:
+            owner.initialise = initialise  # type: ignore[method-assign]
+            former.steps.at[Step.CUT_AFTER] = die
+            with pytest.raises(Died):
+                former.turn(8)
+            initialise()
+
+        owner.initialise = initialise_late  # type: ignore[method-assign]
+        return owner
+
+    heir.delivery._owners = slow
+    heir.turn()
+    put(log, *range(3, 6))
+    heir.turn(8)
+    assert names(sink) == [name(0, 3), name(3, 6)]
+    assert held(sink) == list(range(6))
+
+
 # --- S8: lost answers -------------------------------------------------------------------------------------------------
 
 
