@@ -110,7 +110,7 @@ def read_objects(address: str, suffix: str) -> Iterable[tuple[str, int]]:
 
 
 def left_in_a_folder(address: str, suffix: str) -> Sequence[str]:
-    return [str(file) for file in Path(address + suffix).rglob("*") if file.is_file()]
+    return [str(file) for file in Path(address + suffix).rglob("*")]
 
 
 def objects_subject(make: Callable[[str, str], Any], folder: Path) -> Subject:

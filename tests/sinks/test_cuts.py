@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,8 @@ def die() -> None:
 class Worker:
     """A delivery, its session and a clock that moves a second per turn."""
 
-    def __init__(self, log: OutboxLog, sink: Any, *partitions: int) -> None:
+    def __init__(self, log: OutboxLog, sink: Any, *partitions: int, sole_owner: bool = False) -> None:
+        """`sole_owner` as on an embedded log, where two logs meet at one sink only by a copy."""
         self.log = log
         self.session: OutboxSession = log.session()
         self.steps = Counted()
@@ -64,6 +66,7 @@ class Worker:
             owners=log.owner,
             app="app",
             outbox=OUTBOX,
+            sole_owner=sole_owner,
             steps=self.steps,
             say=self.said.append,
         )
@@ -260,7 +263,7 @@ def test_a_clock_cut_writer_without_a_written_cut_duplicates(
     is not asked what it holds). A crash between object and position: the next one cuts elsewhere, and both stay."""
     log, sink = outbox(), make_sink(records=1_000)
     monkeypatch.setattr(f"{__name__}.CutDelivery", Forgetful)
-    monkeypatch.setattr("semel.sinks.objects_connection.ObjectsConnection._name", lambda self, claim, one: None)
+    monkeypatch.setattr("semel.sinks.objects_connection.ObjectsConnection._change", lambda self, *of, begins: True)
     crashed_everywhere(log, sink)
     found = listed(sink)
     count = len([r for r in log.topics[OUTBOX].partitions[0] if r.visible])
@@ -544,6 +547,75 @@ def test_an_outbox_that_lost_its_tail_stops_the_delivery(make_sink: MakeSink) ->
     assert "now ends at 5" in diverged(log, sink)
     put(log, *range(100, 120))
     assert "another record is at 9 now" in diverged(log, sink)
+
+
+def copied(log: OutboxLog) -> OutboxLog:
+    """Another log with the same records: a folder that was copied while it was in use."""
+    other = OutboxLog()
+    other.topics = copy.deepcopy(log.topics)
+    other.epoch = log.epoch
+    return other
+
+
+@pytest.mark.parametrize("step", [None, Step.CUT_BEFORE, Step.ROWS_BEFORE])
+def test_a_copy_of_the_log_in_use_is_noticed_before_a_second_object_is_put(
+    make_sink: MakeSink, step: Step | None
+) -> None:
+    """S12: two logs that went different ways have two delivery topics, and neither fences the other's owner. The sink
+    does: the claim's epoch is in the manifest, and a cut is announced there before its object is put. (Found by
+    `semel verify --on embedded`: the one that was resumed put an overlapping object.)"""
+    log, sink = outbox(), make_sink()
+    put(log, *range(10))
+    old = Worker(log, sink, sole_owner=True)
+    old.turn(3)
+    other = copied(log)
+    put(log, *range(10, 13))
+    put(other, *range(100, 107))
+    new = Worker(other, sink, sole_owner=True)
+    if step is None:
+        new.turn(8)
+    else:
+
+        def overtaken() -> None:
+            new.turn(8)
+
+        old.steps.at[step] = overtaken
+    with pytest.raises(SinkError, match="is a copy of this folder in use"):
+        old.turn(8)
+    assert old.steps.hits[Step.SINK_FENCED] == 1
+    assert held(sink) == listed(sink) == [*range(10), *range(100, 107)]
+    put(other, 107)
+    new.turn(8)
+    assert held(sink) == listed(sink) == [*range(10), *range(100, 108)]
+
+
+def test_a_cut_announced_by_another_log_stops_the_delivery(make_sink: MakeSink) -> None:
+    """S12: announced and not put: its owner may put it still. Whose log does not know it decides nothing beside it."""
+    log, sink = outbox(), make_sink()
+    put(log, *range(10))
+    Worker(log, sink).turn(3)
+    other = copied(log)
+    put(log, *range(10, 13))
+    stands = Worker(log, sink)
+    stands.steps.at[Step.OBJECT_BEFORE] = die
+    with pytest.raises(Died):
+        stands.turn(8)
+    put(other, *range(100, 107))
+    assert "it holds what was delivered up to offset 13" in diverged(other, sink)
+    Worker(log, sink).turn(8)
+    assert held(sink) == listed(sink) == list(range(13))
+
+
+def test_a_complete_object_that_was_removed_is_not_made_again(make_sink: MakeSink) -> None:
+    """Removed between its manifest and its position: nobody knows whether it was read."""
+    log, sink = outbox(), make_sink()
+    put(log, *range(10))
+    worker = Worker(log, sink)
+    worker.steps.at[Step.SINK_AFTER] = die
+    with pytest.raises(Died):
+        worker.turn(8)
+    store_of(sink).delete([f"00001-00000/{name(0, 10)}"])
+    assert "which is not there" in diverged(log, sink)
 
 
 @pytest.mark.parametrize("went_on", [False, True])

@@ -301,21 +301,11 @@ def _delivery(run: Run, name: str, write: g.Write, log: Log, owners: Owners, ste
     def say(text: str) -> None:
         _say(f"sink {name}: {text}")
 
+    given: dict[str, Any] = {"app": run.name, "outbox": outbox, "value_type": write.value, "steps": steps, "say": say}
+    given["sole_owner"] = run.url.startswith(EMBEDDED)
     if sink.contract.position is PositionIn.DELIVERY_TOPIC:
-        return CutDelivery(
-            log, sink, owners=owners, app=run.name, outbox=outbox, value_type=write.value, steps=steps, say=say
-        )
-    return Delivery(
-        log,
-        sink,
-        app=run.name,
-        outbox=outbox,
-        value_type=write.value,
-        accept=write.accept,
-        sole_owner=run.url.startswith(EMBEDDED),
-        steps=steps,
-        say=say,
-    )
+        return CutDelivery(log, sink, owners=owners, **given)
+    return Delivery(log, sink, accept=write.accept, **given)
 
 
 class _DeliveryThread(threading.Thread):

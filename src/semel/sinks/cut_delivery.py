@@ -79,7 +79,10 @@ class CutDelivery:
     The sink may say `rule` (cuts.Rule: when a cut is due) and `form` (a word for how it writes a cut: a cut that is
     under way is not finished in another one). Its connection's `claim` gives the incarnation that the sink keeps, and
     as `position` the end of what the sink itself knows to hold, -1 where it cannot tell; `write` may be called again
-    with the same cut, by this owner or another, and must then change nothing."""
+    with the same cut, by this owner or another, and must then change nothing.
+
+    `sole_owner`: this log has no other member (an embedded one). Being fenced by the sink then means that a copy of it
+    is in use, and claiming again would only pass the sink back and forth between two logs that went different ways."""
 
     def __init__(
         self,
@@ -90,11 +93,13 @@ class CutDelivery:
         app: str,
         outbox: str,
         value_type: object = None,
+        sole_owner: bool = False,
         steps: Steps | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._log, self._sink, self._owners = log, sink, owners
         self._app, self._outbox, self._value_type = app, outbox, value_type
+        self._sole_owner = sole_owner
         self._topic = cuts.delivery_topic(outbox)
         self._rule: Rule = getattr(sink, "rule", Rule())
         self._form: str = getattr(sink, "form", "")
@@ -355,6 +360,11 @@ class CutDelivery:
                 return 0
             case Fenced(reason):
                 self._steps.reached(Step.SINK_FENCED)
+                if self._sole_owner:
+                    raise SinkError(
+                        f"{reason}. Another process has taken over the delivery of {lane.at.topic}, and "
+                        f"{self._log.name} has one owner: is a copy of this folder in use? End one of the two."
+                    )
                 self._later(lane, reason, FENCED_MS)
                 return 0
         self._steps.reached(Step.SINK_AFTER)

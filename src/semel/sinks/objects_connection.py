@@ -7,7 +7,9 @@
 
 Invariants: the bytes under a key never change, so a second write of a cut, by whomever, changes nothing; "it is there
 already" is success only when what is there has the same content (a store can refuse our own second attempt, and can
-hold somebody else's object); the manifest names an object only after it is there, and its position never goes back.
+hold somebody else's object). A manifest changes only from the version that was read (conditional PUT) and under the
+epoch of its last claim: it says which cut is under way before the object is put, so two logs that went different ways
+(a copy in use) never put two cuts that overlap; and it names an object only after it is there.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from semel.contract import Claim, DeliveryId, LogIdentity, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER = "_semel"
 CONTROL = f"{FOLDER}/delivery.json"
-LISTED_MAX = 1_000  # objects that a manifest names; the ones before are found by listing
+LISTED_MAX = 100  # objects that a manifest names; the ones before are found by listing
 TRIES = 3
 
 
@@ -53,30 +56,37 @@ class Complete(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`position`: the end of the last complete object; all before it are there, without a gap."""
+    """`position`: the end of the last complete object; all before it are there, without a gap. `epoch` counts claims.
+    `under_way`: the cut whose object is being put, or was when its owner died."""
 
     incarnation: int
     partition: int
+    epoch: int = 0
     position: int = 0
+    under_way: tuple[int, int] | None = None
     objects: int = 0
     records: int = 0
     last: tuple[Complete, ...] = ()
 
     def followed_by(self, one: Complete) -> Manifest:
         assert one.start == self.position, (one, self.position)
-        return Manifest(
-            self.incarnation,
-            self.partition,
-            one.end,
-            self.objects + 1,
-            self.records + one.records,
-            (*self.last, one)[-LISTED_MAX:],
+        return replace(
+            self,
+            position=one.end,
+            under_way=None,
+            objects=self.objects + 1,
+            records=self.records + one.records,
+            last=(*self.last, one)[-LISTED_MAX:],
         )
 
 
 class _Kept(NamedTuple):
     manifest: Manifest
     version: Version | None  # None: there is none yet
+
+
+class _Superseded(Exception):
+    """Another delivery has claimed the partition since."""
 
 
 class ObjectsConnection:
@@ -100,17 +110,22 @@ class ObjectsConnection:
     # --- the claim --------------------------------------------------------------------------------------------------
 
     def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
-        """The position is the end of what lies here: by the manifest, and by what was put after it was written."""
+        """The next epoch. The position is the end of what lies here, or may come here still: by the manifest, by the
+        cut that is under way, by what is there besides."""
         try:
             control = self._control(delivery, log)
-            kept = self._read(control.incarnation, delivery.partition)
-            folder = folder_of(control.incarnation, delivery.partition)
-            after = f"{folder}/{folder}-{kept.manifest.position:020d}"
+            at = control.incarnation, delivery.partition
+            kept = self._read(*at)
+            manifest = replace(kept.manifest, epoch=kept.manifest.epoch + 1)
+            # Before it is listed: after this nobody else begins a cut.
+            self._kept[at] = _Kept(manifest, self._put(manifest, kept.version))
+            folder = folder_of(*at)
+            after = f"{folder}/{folder}-{manifest.position:020d}"
             ends = [found.end for key in self._store.keys(folder, after) if (found := parsed(key)) is not None]
         except (Away, Taken) as why:
             return NotDone(str(why))
-        position = max([kept.manifest.position, *ends])
-        return Claim(delivery, epoch=0, incarnation=control.incarnation, position=position, run="", log=log)
+        position = max([manifest.position, *(manifest.under_way or ()), *ends])
+        return Claim(delivery, manifest.epoch, control.incarnation, position, "", log)
 
     def _control(self, delivery: DeliveryId, log: LogIdentity) -> Control:
         wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
@@ -156,26 +171,34 @@ class ObjectsConnection:
         content = self._sink.shape.content(rows)
         tag = fingerprint(content)
         key = key_of(claim.incarnation, partition, start, end) + self._sink.shape.ending
+        one = Complete(key, partition, start, end, len(rows), tag)
         self._steps.reached(Step.ROWS_BEFORE)
         try:
-            kept = self._kept.get((claim.incarnation, partition))
-            if kept is not None and kept.manifest.position >= end and self._store.tag(key) is None:
-                return Fenced(f"{self._sink.where}: what is in [{start}, {end}) is there, and not in {key}")
-            self._steps.reached(Step.OBJECT_BEFORE)
-            try:
-                self._store.create(key, self._sink.shape.pack(content), tag)
-            except Taken:
-                self._compare(key, tag)
-            self._steps.reached(Step.OBJECT_AFTER)
-            self._name(claim, Complete(key, partition, start, end, len(rows), tag))
+            if self._change(claim, one, begins=True):
+                self._steps.reached(Step.OBJECT_BEFORE)
+                try:
+                    self._store.create(key, self._sink.shape.pack(content), tag)
+                except Taken:
+                    self._compare(key, tag)
+                self._steps.reached(Step.OBJECT_AFTER)
+                self._change(claim, one, begins=False)
+            else:
+                self._compare(key, tag, complete=True)  # a repeat
         except Away as why:
             return Unknown(str(why))
+        except _Superseded as why:
+            return Fenced(str(why))
         self._steps.reached(Step.ROWS_AFTER)
         return Done()
 
-    def _compare(self, key: str, tag: str) -> None:
-        """Returns when what lies there is what we wanted to write."""
+    def _compare(self, key: str, tag: str, complete: bool = False) -> None:
+        """Returns when what lies there is what we wanted to write. `complete`: the manifest says that it is there."""
         found = self._store.tag(key)
+        if found is None and complete:
+            raise Diverged(
+                f"{self._sink.where}: the manifest is past the cut of {key}, which is not there: it was removed "
+                "before its position was written, or another log delivers here. Nothing more is delivered."
+            )
         if found is None:
             raise Away(f"{self._sink.where}: {key} was refused, and is not there; it is sent again")
         there = found[1]
@@ -191,29 +214,41 @@ class ObjectsConnection:
             )
         self._store.sync(key)
 
-    def _name(self, claim: Claim, one: Complete) -> None:
-        """The manifest names the object, once."""
+    def _change(self, claim: Claim, one: Complete, *, begins: bool) -> bool:
+        """The manifest says that this cut is under way (`begins`), or that it is complete. False: it was complete."""
         at = claim.incarnation, one.partition
         for _ in range(TRIES):
             kept = self._kept.get(at) or self._read(*at)
-            if kept.manifest.position >= one.end:
-                return  # named before: this is a repeat
-            manifest = self._filled(kept.manifest, one.start)
-            if manifest.position != one.start:
-                raise Diverged(
-                    f"{self._sink.where}: the manifest of partition {one.partition} ends at "
-                    f"{kept.manifest.position}, the object {one.key} begins at {one.start}: another delivery writes "
-                    "here (a copy of the log in use?), or the manifest was changed. Nothing more is delivered."
+            manifest = kept.manifest
+            if manifest.epoch > claim.epoch:
+                raise _Superseded(
+                    f"{self._sink.where}: partition {one.partition} was claimed by another delivery "
+                    f"(epoch {manifest.epoch}, ours is {claim.epoch})"
                 )
-            manifest = manifest.followed_by(one)
+            if manifest.position >= one.end:
+                return False
+            if begins and manifest.under_way == (one.start, one.end):
+                return True
+            manifest = self._filled(manifest, one.start)
+            if manifest.position != one.start or manifest.under_way not in (None, (one.start, one.end)):
+                told = "" if manifest.under_way is None else f", and the cut {list(manifest.under_way)} is under way"
+                raise Diverged(
+                    f"{self._sink.where}: the manifest of partition {one.partition} ends at {manifest.position}{told}; "
+                    f"{one.key} does not follow it: another log delivers here (a copy in use?), or the manifest was "
+                    "changed. Nothing more is delivered."
+                )
+            manifest = replace(manifest, under_way=(one.start, one.end)) if begins else manifest.followed_by(one)
             del self._kept[at]  # whatever happens now, it is another one
             try:
-                version = self._store.replace(manifest_key(*at), msgspec.json.encode(manifest), kept.version)
+                self._kept[at] = _Kept(manifest, self._put(manifest, kept.version))
             except Taken:
                 continue
-            self._kept[at] = _Kept(manifest, version)
-            return
+            return True
         raise Away(f"{self._sink.where}: the manifest of partition {one.partition} changes under us")
+
+    def _put(self, manifest: Manifest, version: Version | None) -> Version:
+        key = manifest_key(manifest.incarnation, manifest.partition)
+        return self._store.replace(key, msgspec.json.encode(manifest), version)
 
     def _filled(self, manifest: Manifest, end: int) -> Manifest:
         """With the objects up to `end` that it does not name though they are there: a manifest that was removed, or put
@@ -249,7 +284,7 @@ class ObjectsConnection:
     def drop(self) -> None:
         if not self._sink.suffix:
             raise SinkError(f"{self._sink.where}: semel removes only objects that it has named itself.")
-        self._store.delete(self._store.keys(""))
+        self._store.clear()
 
     def close(self) -> None:
         self._kept.clear()

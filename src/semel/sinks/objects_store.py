@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -191,6 +192,13 @@ class Store:
             return []
         except Exception as why:
             raise self._failed(why, f"{folder or 'it'} could not be listed") from None
+
+    def clear(self) -> None:
+        """Removes everything; a folder too."""
+        if self.folder is None:
+            self.delete(self.keys(""))
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def delete(self, keys: list[str]) -> None:
         try:
