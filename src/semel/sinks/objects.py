@@ -74,7 +74,7 @@ class Objects:
     ) -> None:
         self.url = os.fspath(url).rstrip("/")
         self.original_url, self.suffix = self.url, _suffix
-        self.url += _suffix
+        self.url = re.sub(r"(?=[?#]|$)", _suffix, self.url, count=1)
         scheme, colon, _ = self.url.partition("://")
         if not self.url or (colon and scheme not in SCHEMES and store is None):
             raise SinkError(

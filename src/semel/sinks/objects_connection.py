@@ -122,8 +122,10 @@ class ObjectsConnection:
             folder = folder_of(*at)
             after = f"{folder}/{folder}-{manifest.position:020d}"
             ends = [found.end for key in self._store.keys(folder, after) if (found := parsed(key)) is not None]
-        except (Away, Taken) as why:
+        except Away as why:
             return NotDone(str(why))
+        except Taken:
+            return NotDone(f"{self._sink.where}: another delivery claims partition {delivery.partition} just now")
         position = max([manifest.position, *(manifest.under_way or ()), *ends])
         return Claim(delivery, manifest.epoch, control.incarnation, position, "", log)
 
@@ -131,9 +133,12 @@ class ObjectsConnection:
         wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
         found = self._store.document(CONTROL)
         if found is None:
-            # Taken: another partition's owner was faster; the next claim reads it.
-            self._store.replace(CONTROL, msgspec.json.encode(wanted), None)
-            return wanted
+            try:
+                self._store.replace(CONTROL, msgspec.json.encode(wanted), None)
+                return wanted
+            except Taken:  # another partition's owner was faster, or it was we, and the answer was lost
+                if (found := self._store.document(CONTROL)) is None:
+                    raise
         try:
             control = msgspec.json.decode(found[0], type=Control)
         except msgspec.MsgspecError as why:
