@@ -48,7 +48,12 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
 }
 # What single files may import beyond their room: a system's sink its client, the app its host (inside `run` only).
-GUESTS: dict[str, set[str]] = {"sinks/postgres_connection.py": {"psycopg"}, "app.py": {"semel.host"}}
+GUESTS: dict[str, set[str]] = {
+    "sinks/postgres_session.py": {"psycopg"},
+    "sinks/postgres_connection.py": {"psycopg"},
+    "sinks/postgres_versioned_connection.py": {"psycopg"},
+    "app.py": {"semel.host"},
+}
 
 # The core gets its time, its dice and its bytes as arguments.
 WORLD = {

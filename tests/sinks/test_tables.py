@@ -409,7 +409,8 @@ def test_a_missing_extra_says_its_install_line(monkeypatch: pytest.MonkeyPatch) 
     """Without psycopg the declaration works, opening says what to do."""
     import sys
 
-    monkeypatch.delitem(sys.modules, "semel.sinks.postgres_connection", raising=False)
+    for name in ("connection", "session"):
+        monkeypatch.delitem(sys.modules, f"semel.sinks.postgres_{name}", raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     sink = Postgres("postgresql://h/d", "totals")
     with pytest.raises(UsageError, match=r"pip install 'semel\[postgres\]'"):

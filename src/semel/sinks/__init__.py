@@ -2,6 +2,7 @@
 
 from semel.sinks.lines import Lines
 from semel.sinks.postgres import Postgres
+from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["Lines", "Postgres", "SQLite"]
+__all__ = ["Lines", "Postgres", "PostgresVersioned", "SQLite"]
