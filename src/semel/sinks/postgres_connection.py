@@ -18,7 +18,7 @@ from semel.sinks.columns import Column, canonical_row, decode
 from semel.sinks.postgres_session import PostgresSession, brief, each, is_refusal, names
 from semel.sinks.postgres_types import POSTGRES, converts
 from semel.sinks.rows import Delete, Shape, Upsert, split
-from semel.sinks.schema import created, judged
+from semel.sinks.schema import created, exact, judged
 from semel.sinks.sink import RowRefused, SinkError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class PostgresConnection:
         found, unique = session.found(connection), session.unique(connection)
         columns = judged(POSTGRES, sink.where, found, wanted, sink.key, unique)
         self._notes = session.weaknesses(connection)
-        return Shape(columns, converts(columns), sink.key, sink.where)
+        return Shape(columns, exact(columns, found, converts(columns)), sink.key, sink.where)
 
     def _create(self, connection: psycopg.Connection[Any], wanted: Sequence[Column] | None) -> None:
         sink = self._sink

@@ -19,6 +19,7 @@ from semel.contract import Claim, DeliveryId, LogIdentity
 from semel.ports import NotDone
 from semel.sinks import positions
 from semel.sinks.columns import Column, columns_of
+from semel.sinks.postgres_types import limits
 from semel.sinks.rows import Shape
 from semel.sinks.schema import Found
 from semel.sinks.sink import SinkError
@@ -240,12 +241,16 @@ class PostgresSession:
 
     def found(self, connection: psycopg.Connection[Any]) -> list[Found]:
         return [
-            Found(*row)
+            Found(*row[:-1], **limits(row[-1]))
             for row in connection.execute(
                 "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), "
-                "CASE WHEN b.typtype = 'e' THEN 'enum' ELSE b.typname::text END, a.attnotnull OR t.typnotnull, "
+                # An interval of some fields (day to minute) drops the others: it is not what `interval` holds.
+                "CASE WHEN b.typtype = 'e' THEN 'enum' WHEN format_type(a.atttypid, a.atttypmod) LIKE 'interval %%' "
+                "THEN 'interval of fields' ELSE b.typname::text END, a.attnotnull OR t.typnotnull, "
                 "a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', "
-                "coalesce(c.collisdeterministic, true) "
+                "coalesce(c.collisdeterministic, true), "
+                "CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) "
+                "ELSE format_type(a.atttypid, a.atttypmod) END "
                 "FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
                 "JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END "
                 "LEFT JOIN pg_collation c ON c.oid = a.attcollation "

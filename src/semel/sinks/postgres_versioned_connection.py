@@ -21,7 +21,7 @@ from semel.sinks.postgres_session import PostgresSession, brief, each, is_refusa
 from semel.sinks.postgres_types import POSTGRES, converts
 from semel.sinks.postgres_versioned import DELETED, INCARNATION, LIVE, OFFSET
 from semel.sinks.rows import Shape, split
-from semel.sinks.schema import Found, created, judged
+from semel.sinks.schema import Found, created, exact, judged
 from semel.sinks.sink import RowRefused, SinkError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class VersionedConnection:
                     f"key. DROP NOT NULL and ADD CHECK ({DELETED} IS NOT NULL OR {there.name} IS NOT NULL)."
                 )
         self._notes = session.weaknesses(connection)
-        return Shape(columns, converts(columns), sink.key, sink.where)
+        return Shape(columns, exact(columns, found, converts(columns)), sink.key, sink.where)
 
     def _has_versions(self, found: Sequence[Found]) -> None:
         there = {column.name: column.base for column in found}
