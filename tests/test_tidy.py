@@ -52,6 +52,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_session.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
+    "sinks/mariadb_connection.py": {"pymysql"},
     "app.py": {"semel.host"},
 }
 
