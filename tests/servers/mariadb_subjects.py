@@ -47,7 +47,11 @@ def read(address: str, suffix: str) -> Iterable[tuple[str, int]]:
 
 def left(address: str, suffix: str) -> Sequence[str]:
     """Tables that were not dropped, prepared transactions, and sessions that sit in a transaction."""
-    tables = query(address, "SELECT table_name FROM information_schema.tables WHERE table_name LIKE %s", f"%{suffix}")
+    tables = query(
+        address,
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = database() AND table_name LIKE %s",
+        f"%{suffix}",
+    )
     prepared = query(address, "XA RECOVER")
     open_ = query(address, "SELECT concat('transaction ', trx_id, ' ', trx_state) FROM information_schema.innodb_trx")
     return [str(row[0]) for row in (*tables, *prepared, *open_)]
