@@ -51,7 +51,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 GUESTS: dict[str, set[str]] = {
     "sinks/objects_form.py": {"cramjam"},
     "sinks/objects_store.py": {"obstore"},
+    "sinks/postgres_session.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},
+    "sinks/postgres_versioned_connection.py": {"psycopg"},
+    "sinks/mariadb_connection.py": {"pymysql"},
     "app.py": {"semel.host"},
 }
 # Sinks perform, these of their files do not.

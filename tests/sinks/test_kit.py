@@ -29,8 +29,11 @@ class TestObjects(ContractTests):
 
 
 class TestPostgres(ContractTests):
-    """Postgres, by key and appended, on a server that is killed."""
+    """Postgres, by key, appended and by version, on a server that is killed."""
 
-    @pytest.fixture(params=[subjects.postgres_keyed, subjects.postgres_appended], ids=["keyed", "appended"])
+    @pytest.fixture(
+        params=[subjects.postgres_keyed, subjects.postgres_appended, subjects.postgres_versioned],
+        ids=["keyed", "appended", "versioned"],
+    )
     def subject(self, request: pytest.FixtureRequest, server: PostgresServer) -> Subject:
         return subjects.postgres_subject(request.param, server, database(server))

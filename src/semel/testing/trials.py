@@ -374,6 +374,25 @@ def _without_effect(stand: Stand, outcome: Outcome, stale: bool) -> bool:
             return True  # the reader has seen that nothing changed
 
 
+def reborn(stand: Stand) -> None:
+    """A new incarnation of the outbox counts its offsets from 0 again (S12, S16): its records have their effect, and
+    the higher offsets of the former one, sent by a late owner, have none any more."""
+    c = stand.contract
+    if not once(c) or c.identity in (Identity.OFFSET, Identity.EVENT_ID):
+        raise NotTried(f"a repeat is recognised by {c.identity}: a new incarnation begins by a new position")
+    connection = stand.connection()
+    claim = stand.claim(connection)
+    former = stand.entries(20)
+    stand.written(connection, claim, former)
+    claim = stand.claim(connection, position=0)
+    newer = replace(claim, incarnation=claim.incarnation + 1, position=0)
+    again = [stand.row(at, f"k{at % 7}", 1_000 + at) for at in range(10)]
+    stand.written(connection, newer, again)
+    stand.holds("after a new incarnation began at offset 0", former, again)
+    stand.write(connection, replace(claim, position=10), former[10:])
+    stand.holds("after a late batch of the former incarnation", former, again)
+
+
 def deletes(stand: Stand) -> None:
     """None deletes the row of its key, in order with its writes (S9): in one batch, over batches, for a key that was
     never written; and what is older does not bring it back."""
