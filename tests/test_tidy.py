@@ -50,6 +50,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 # What single files may import beyond their room: a system's sink its client, the app its host (inside `run` only).
 GUESTS: dict[str, set[str]] = {
     "sinks/objects_form.py": {"cramjam"},
+    "sinks/objects_parquet.py": {"pyarrow"},
     "sinks/objects_store.py": {"obstore"},
     "sinks/postgres_session.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},

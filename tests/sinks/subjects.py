@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import obstore
 import psycopg
 from obstore.store import S3Store
+from pyarrow import parquet
 
 from semel.host.postgres import PostgresServer
 from semel.ports import SinkConnection
@@ -99,10 +100,17 @@ def objects_csv(address: str, suffix: str) -> Objects:
     return form.renamed(suffix)
 
 
+def objects_parquet(address: str, suffix: str) -> Objects:
+    form = Objects(address, name="entries", records=10, seconds=0.01, format="parquet", value=Entry)
+    return form.renamed(suffix)
+
+
 def read_objects(address: str, suffix: str) -> Iterable[tuple[str, int]]:
     """Every object that lies there, whether a manifest names it or not."""
     for file in sorted(Path(address + suffix).glob("0*/*")):
-        if file.suffix == ".gz":
+        if file.suffix == ".parquet":
+            yield from ((r["id"], r["n"]) for r in parquet.read_table(file).to_pylist())
+        elif file.suffix == ".gz":
             lines = gzip.decompress(file.read_bytes()).decode().splitlines()
             yield from ((r["id"], int(r["n"])) for r in csv.DictReader(lines))
         else:
@@ -114,7 +122,7 @@ def left_in_a_folder(address: str, suffix: str) -> Sequence[str]:
 
 
 def objects_subject(make: Callable[[str, str], Any], folder: Path) -> Subject:
-    poison = (b'{"id": "p", "m": 1}', b"[1]") if make is objects_csv else ()
+    poison = () if make is objects_jsonl else (b'{"id": "p", "m": 1}', b"[1]")
     address = str(folder / "kit")
     # A cut follows the one before it without a gap: 10 records, 990, and the kit goes on at 1,000.
     return Subject(make=make, address=address, read=read_objects, orphans=left_in_a_folder, poison=poison, large=990)

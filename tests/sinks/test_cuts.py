@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import io
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from obstore.store import MemoryStore
+from pyarrow import parquet
 
 from semel.contract import Row
 from semel.ports import Done, NotDone, Outcome, Step, TopicPartition, Unknown
@@ -780,6 +785,64 @@ def test_a_folder_replaces_a_document_only_over_the_version_that_was_read(tmp_pa
     assert len(store.keys("d")) == 2
 
 
+@dataclass(frozen=True)
+class Event:
+    id: int
+    at: datetime
+    price: Decimal
+    tags: list[str]
+    note: str | None = None
+
+
+def events(count: int) -> list[Event]:
+    when = datetime(2026, 11, 23, 10, 0, 0, 123456, tzinfo=UTC)
+    return [Event(n, when, Decimal("0.10"), ["a", "ü"], None if n % 2 else f"note {n}") for n in range(count)]
+
+
+def test_parquet_has_the_schema_of_the_values_type(make_sink: MakeSink) -> None:
+    """One row group; times are instants, what Arrow would round is text; a replay finds its fingerprint in the file."""
+    log, sink = outbox(), make_sink(format="parquet", value=Event, compression="zstd")
+    for event in events(4):
+        log.append(OUTBOX, 0, None, sink.encode_value(event))
+    worker = Worker(log, sink)
+    worker.steps.at[Step.OBJECT_AFTER] = die
+    with pytest.raises(Died):
+        worker.turn(8)
+    (made,) = names(sink)
+    before = listed_body(sink, made)
+    Worker(log, sink).turn(2)
+    assert made == name(0, 4, ending=".parquet") and listed_body(sink, made) == before
+    content = sink.shape.content([Row(n, 0, None, sink.encode_value(event)) for n, event in enumerate(events(4))])
+    assert sink.shape.pack(content) == before, "the bytes are a function of the records"
+    table = parquet.read_table(io.BytesIO(before))
+    assert {field.name: str(field.type) for field in table.schema} == {
+        "id": "int64",
+        "at": "timestamp[us, tz=UTC]",
+        "price": "string",
+        "tags": "string",
+        "note": "string",
+    }
+    assert table.to_pylist()[0] | {"at": None} == {
+        "id": 0,
+        "at": None,
+        "price": "0.10",
+        "tags": '["a","ü"]',
+        "note": "note 0",
+    }
+    assert sorted(sink.open().rows()) == sorted(sink.open().canonical(sink.encode_value(event)) for event in events(4))
+
+
+@pytest.mark.parametrize("field", ['"id": 99999999999999999999', '"at": "yesterday"', '"id": "1"', '"more": 1'])
+def test_parquet_refuses_what_its_schema_cannot_hold(make_sink: MakeSink, field: str) -> None:
+    """S11: by its offset, before anything is put."""
+    log, sink = outbox(), make_sink(format="parquet", value=Event)
+    log.append(OUTBOX, 0, None, sink.encode_value(events(1)[0]))
+    log.append(OUTBOX, 0, None, b"{%s}" % field.encode())
+    with pytest.raises(SinkError, match=rf"{OUTBOX}-0 at offset 1: "):
+        Worker(log, sink).turn(8)
+    assert names(sink) == []
+
+
 def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     """In `where`, `repr`, names and errors."""
     sink = Objects("s3://user:hunter2@bucket/orders?sig=hunter2", options={"secret_access_key": "hunter2"})
@@ -793,7 +856,8 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"format": "xml"}, "wanted is 'jsonl' or 'csv'"),
+        ({"format": "xml"}, "wanted is 'jsonl', 'csv' or 'parquet'"),
+        ({"format": "parquet"}, "Parquet wants the type of the values"),
         ({"format": "csv"}, "CSV wants its columns"),
         ({"compression": "lzma"}, "wanted is 'gzip', 'zstd' or None"),
         ({"records": 0}, "are above 0"),

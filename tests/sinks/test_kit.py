@@ -21,9 +21,11 @@ class TestSQLite(ContractTests):
 
 
 class TestObjects(ContractTests):
-    """Objects in a folder, as JSON lines and CSV."""
+    """Objects in a folder, as JSON lines, CSV and Parquet."""
 
-    @pytest.fixture(params=[subjects.objects_jsonl, subjects.objects_csv], ids=["jsonl", "csv"])
+    @pytest.fixture(
+        params=[subjects.objects_jsonl, subjects.objects_csv, subjects.objects_parquet], ids=["jsonl", "csv", "parquet"]
+    )
     def subject(self, request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
         return subjects.objects_subject(request.param, tmp_path)
 

@@ -60,7 +60,7 @@ class Objects:
         self,
         url: str | os.PathLike[str],
         *,
-        format: Literal["jsonl", "csv"] = "jsonl",
+        format: Literal["jsonl", "csv", "parquet"] = "jsonl",
         compression: Literal["gzip", "zstd"] | None = None,
         columns: Sequence[str] | None = None,
         value: Any = None,
@@ -82,9 +82,8 @@ class Objects:
             )
         if records < 1 or bytes < 1 or seconds <= 0:
             raise SinkError(f"{self.where}: records, bytes and seconds of a cut are above 0.")
-        if columns is None and format == "csv" and (known := columns_of(value, self.where)) is not None:
-            columns = [column.name for column in known]
-        self.shape: Form = form_of(format, compression, columns, self.where)
+        schema = None if format == "jsonl" else columns_of(value, self.where)
+        self.shape: Form = form_of(format, compression, columns, schema, self.where)
         self.rule = Rule(records, bytes, int(seconds * 1000))
         self.options, self.store = dict(options or {}), store
         self._given = {"format": format, "compression": compression, "columns": columns, "value": value}
@@ -124,7 +123,7 @@ class Objects:
         return encode_deleted(None, key, self.where)
 
     def encode_value(self, value: object) -> bytes:
-        if self.shape.columns:
+        if self.shape.format != "jsonl":
             return encode_row(value)
         try:
             return msgspec.json.encode(value)

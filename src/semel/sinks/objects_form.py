@@ -17,7 +17,7 @@ import cramjam
 import msgspec
 
 from semel.contract import Row
-from semel.sinks.columns import decode
+from semel.sinks.columns import Column, decode
 from semel.sinks.sink import RowRefused, SinkError
 
 ENDINGS = {"": "", "gzip": ".gz", "zstd": ".zst"}
@@ -26,23 +26,29 @@ GZIP_LEVEL, ZSTD_LEVEL = 6, 3
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`columns`: of CSV, in order."""
+    """`columns`: of CSV, in order. `schema`: of Parquet."""
 
     format: str
     compression: str
     columns: tuple[str, ...] = ()
+    schema: tuple[Column, ...] = ()
 
     @property
     def ending(self) -> str:
-        return f".{self.format}{ENDINGS[self.compression]}"
+        return ".parquet" if self.schema else f".{self.format}{ENDINGS[self.compression]}"
 
     def __str__(self) -> str:
-        return self.ending[1:] + (f" of {', '.join(self.columns)}" if self.columns else "")
+        named = self.columns or [f"{column.name} {column.type}" for column in self.schema]
+        return self.ending[1:] + (f" of {', '.join(named)}" if named else "")
 
     def content(self, rows: Sequence[Row]) -> bytes:
         """Raises RowRefused for a record that has no place in this format."""
         if self.format == "csv":
             return self._csv(rows)
+        if self.schema:
+            from semel.sinks import objects_parquet
+
+            objects_parquet.cells(self.schema, rows)
         return b"".join((row.value or b"null") + b"\n" for row in rows)
 
     def _csv(self, rows: Sequence[Row]) -> bytes:
@@ -61,6 +67,10 @@ class Form:
         return text.getvalue().encode()
 
     def pack(self, content: bytes) -> bytes:
+        if self.schema:
+            from semel.sinks import objects_parquet
+
+            return objects_parquet.packed(self.schema, self.compression, content, fingerprint(content))
         match self.compression:
             case "gzip":
                 return gzip.compress(content, GZIP_LEVEL, mtime=0)
@@ -78,6 +88,10 @@ class Form:
 
     def fingerprint_in(self, body: bytes) -> str:
         """Of an object that is there; "" when it is none of this form."""
+        if self.schema:
+            from semel.sinks import objects_parquet
+
+            return objects_parquet.fingerprint_in(body)
         try:
             return fingerprint(self.unpack(body))
         except (OSError, EOFError, ValueError, cramjam.DecompressionError):
@@ -85,6 +99,10 @@ class Form:
 
     def lines(self, body: bytes) -> Sequence[bytes]:
         """The records of an object, each as `line` gives it."""
+        if self.schema:
+            from semel.sinks import objects_parquet
+
+            return objects_parquet.lines(body)
         content = self.unpack(body)
         if self.format == "csv":
             records = csv.DictReader(io.StringIO(content.decode(), newline=""))
@@ -93,8 +111,8 @@ class Form:
 
     def line(self, value: bytes) -> bytes:
         """One record's value in a form that is equal for equal records."""
-        if self.format == "csv":
-            return self.lines(self.pack(self._csv([Row(0, 0, None, value)])))[0]
+        if self.columns or self.schema:
+            return self.lines(self.pack(self.content([Row(0, 0, None, value)])))[0]
         return msgspec.json.encode(msgspec.json.decode(value), order="sorted")
 
 
@@ -111,11 +129,23 @@ def _cell(value: object) -> str:
     return msgspec.json.encode(value, order="sorted").decode()
 
 
-def form_of(format: str, compression: str | None, columns: Sequence[str] | None, where: str) -> Form:
-    if format not in ("jsonl", "csv"):
-        raise SinkError(f"{where}: format={format!r}: wanted is 'jsonl' or 'csv'.")
+def form_of(
+    format: str, compression: str | None, columns: Sequence[str] | None, schema: Sequence[Column] | None, where: str
+) -> Form:
+    if format not in ("jsonl", "csv", "parquet"):
+        raise SinkError(f"{where}: format={format!r}: wanted is 'jsonl', 'csv' or 'parquet'.")
     if (compression or "") not in ENDINGS:
         raise SinkError(f"{where}: compression={compression!r}: wanted is 'gzip', 'zstd' or None.")
-    if format == "csv" and not columns:
-        raise SinkError(f"{where}: CSV wants its columns, in order: columns=('customer', 'total'), or value=TYPE.")
-    return Form(format, compression or "", tuple(columns or ()) if format == "csv" else ())
+    match format:
+        case "csv":
+            names = columns or [column.name for column in schema or ()]
+            if not names:
+                raise SinkError(
+                    f"{where}: CSV wants its columns, in order: columns=('customer', 'total'), or value=TYPE."
+                )
+            return Form(format, compression or "", columns=tuple(names))
+        case "parquet":
+            if not schema:
+                raise SinkError(f"{where}: Parquet wants the type of the values: value=TYPE, with named fields.")
+            return Form(format, compression or "", schema=tuple(schema))
+    return Form(format, compression or "")
