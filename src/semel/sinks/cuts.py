@@ -23,6 +23,7 @@ from semel.sinks.sink import Diverged, SinkError
 KEY = b"delivery"
 CONFIG = {"cleanup.policy": "compact"}
 OUTBOX_ENDING, ENDING = "-outbox", "-delivery"
+TAIL = 256  # offsets that are read first
 UNDECIDED_MAX = 100  # tenths of a second that an open transaction of somebody else is waited for
 
 
@@ -73,16 +74,15 @@ class Undecided(Exception):
 def read_progress(log: Log, at: TopicPartition) -> Progress | None:
     """What the delivery topic's partition says last; None where no cut was ever decided. Read committed, up to its end:
     the caller has initialised its transactional id, so nothing of a former owner is still to come."""
-    start, end = log.starts([at])[at], log.ends([at])[at]
-    last: bytes | None = None
-    waited = 0
-    for records in log.read(at, start, end):
-        for key, value in zip(records.keys, records.values, strict=True):
-            if key == KEY:
-                last = value
-        waited += records.undecided
-        if waited > UNDECIDED_MAX:
-            raise Undecided(f"a transaction is open in {at.topic}-{at.partition} that is not of this delivery")
+    first, end = log.starts([at])[at], log.ends([at])[at]
+    last, back = None, TAIL
+    while True:
+        # The last one counts, and is near the end: a log that is not compacted holds two for every cut there ever was.
+        start = max(first, end - back)
+        last = _last(log, at, start, end)
+        if last is not None or start == first:
+            break
+        back *= 16
     if last is None:
         return None
     try:
@@ -92,6 +92,19 @@ def read_progress(log: Log, at: TopicPartition) -> Progress | None:
             f"{log.name}: what {at.topic}-{at.partition} says was not written by semel ({why}). Nothing was delivered. "
             "Put the former record back."
         ) from None
+
+
+def _last(log: Log, at: TopicPartition, start: int, end: int) -> bytes | None:
+    last: bytes | None = None
+    waited = 0
+    for records in log.read(at, start, end):
+        for key, value in zip(records.keys, records.values, strict=True):
+            if key == KEY:
+                last = value
+        waited += records.undecided
+        if waited > UNDECIDED_MAX:
+            raise Undecided(f"a transaction is open in {at.topic}-{at.partition} that is not of this delivery")
+    return last
 
 
 def check_delivery_topic(log: Log, outbox: str) -> None:
