@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from tests.support.kafka import KafkaProcess
 from tests.support.seaweed import SeaweedProcess
 from tests.support.tcpproxy import TcpProxy
 
+ROOT = Path(__file__).parents[2]
 _numbers = itertools.count()
 
 
@@ -162,3 +167,18 @@ def test_a_wrong_key_is_an_error_without_a_secret(seaweed: SeaweedProcess) -> No
     with pytest.raises(SinkError, match="Check the URL, the options and the rights") as refused:
         Worker(log, sink_at(seaweed, options=options)).turn(3)
     assert "wrong-secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("on", ["broker", "embedded"])
+def test_verify_holds(on: str, tmp_path: Path) -> None:
+    """`semel verify` of an app that archives: workers killed at the steps of a cut among others; zombies are refused,
+    on the embedded log those on a copy of the folder."""
+    command = [sys.executable, "-m", "semel.cli.main", "verify", "tests/host/apps/archive.py", "--on", on, "--json"]
+    environ = {**os.environ, "ARCHIVE": str(tmp_path / "orders")}
+    done = subprocess.run(
+        [*command, "--crashes", "16"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=280
+    )
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["verdict"]) == (0, "holds"), done.stdout + done.stderr[-3_000:]
+    assert report["steps"][Step.CUT_AFTER] and report["steps"][Step.OBJECT_AFTER]
+    assert not list(tmp_path.iterdir()), "what it made is removed"
