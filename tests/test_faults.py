@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.canaries import test_broker, test_processor_and_sinks
+from tests.canaries import test_broker, test_cuts, test_processor_and_sinks
 
 ROOT = Path(__file__).parents[1]
 DUE = [
@@ -34,6 +34,7 @@ DUE = [
     "P5",
     "P11",
     "P14",
+    "S3",
     "S8",
     "S10",
     "S12",
@@ -41,7 +42,7 @@ DUE = [
     "S15",
     "S16",
 ]
-PLANTED = {bug.name for bug in test_broker.BUGS} | {bug.name for bug in test_processor_and_sinks.BUGS}
+PLANTED = {bug.name for canaries in (test_broker, test_cuts, test_processor_and_sinks) for bug in canaries.BUGS}
 
 
 def rows() -> dict[str, list[str]]:

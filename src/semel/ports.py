@@ -102,6 +102,11 @@ class Step(StrEnum):
     # The delivery, in the order of one batch at a sink.
     CLAIM_AFTER = "claim.after"  # the sink has named this delivery as the owner of a partition
     BATCH_BEFORE = "batch.before"  # a batch was read, the sink's transaction is not begun
+    # … by cuts, where the sink holds no position: these, then sink.*, then position.* (in the delivery topic).
+    CUT_BEFORE = "cut.before"  # a cut is due, nobody else knows
+    CUT_AFTER = "cut.after"  # it is written down, no byte of it has left
+    OBJECT_BEFORE = "object.before"
+    OBJECT_AFTER = "object.after"  # the object is there, no manifest tells of it
     ROWS_BEFORE = "rows.before"
     ROWS_AFTER = "rows.after"  # rows written inside the sink's transaction, position not yet
     POSITION_BEFORE = "position.before"
@@ -110,7 +115,8 @@ class Step(StrEnum):
     SINK_AFTER = "sink.after"  # the sink has committed, nobody else knows
     # Refusals: a superseded owner tried and was told no. Counted, so that a proof can say that it was tried.
     LOG_FENCED = "fenced.log"  # the log refused this worker's transaction
-    SINK_FENCED = "fenced.sink"  # the sink refused this delivery's batch
+    SINK_FENCED = "fenced.sink"  # the sink refused this delivery's batch; by cuts: the log its cut or position
+    SINK_STALE = "stale.sink"  # rows of this delivery's batch were as old as what the sink holds: without effect
 
 
 class Steps(Protocol):
@@ -297,6 +303,26 @@ class Log(Protocol):
     def close(self) -> None:
         """Leaves the group and lets go. Does not commit."""
         ...
+
+
+class Owner(Protocol):
+    """One transactional id on a log, of no group: who initialised it last owns what is written under it. Each
+    transaction writes one partition and nothing else, so a late EndTxn cannot tear one (DESIGN, Leaving Kafka)."""
+
+    def initialise(self) -> None:
+        """Takes the id over: whatever a former owner left open has ended, and that owner is fenced. Before this
+        returns nothing that was written under the id is known. Raises LogLost."""
+        ...
+
+    def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
+        """One transaction with these records. Anything but Done ends the ownership: the caller initialises again and
+        reads what is there; this never initialises by itself, which could put out a newer owner unseen."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Owners = Callable[[str], Owner]  # transactional id -> a session under it, not yet initialised
 
 
 # --- Store: where a task keeps its state between commits ----------------------------------------------------------

@@ -120,7 +120,7 @@ BUGS = [
         (
             Edit(
                 "sinks/postgres_connection.py",
-                'return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {_brief(why)}")',
+                'return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")',
                 "return Done()",
             ),
         ),
@@ -164,7 +164,7 @@ BUGS = [
     ),
     Bug(
         "S14: the holder of the lock is left alone",
-        (Edit("sinks/postgres_connection.py", "SELECT pg_terminate_backend(%s)", "SELECT %s"),),
+        (Edit("sinks/postgres_session.py", "SELECT pg_terminate_backend(%s)", "SELECT %s"),),
         # In the middle of a COPY: there no timeout of the server's ends the holder in the claimer's stead.
         (DELIVERY + "test_postgres_a_claim_puts_out_an_owner_that_stands_in_the_middle_of_a_copy",),
     ),

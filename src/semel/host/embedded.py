@@ -57,7 +57,7 @@ SEQUENCE_MASK = 0x7FFFFFFF
 LATEST, EARLIEST = -1, -2
 TOPIC_RESOURCE = 2
 
-_FENCED = frozenset(
+FENCED_ERRORS = frozenset(
     {
         Error.INVALID_PRODUCER_EPOCH, Error.PRODUCER_FENCED, Error.INVALID_PRODUCER_ID_MAPPING,
         Error.ILLEGAL_GENERATION, Error.UNKNOWN_MEMBER_ID, Error.FENCED_INSTANCE_ID,
@@ -423,7 +423,7 @@ class EmbeddedLog:
             self._send(at)
         tickets, self._tickets = self._tickets, []
         for answer in self._engine.wait(tickets):
-            code, reason = _refusal(answer)
+            code, reason = refusal(answer)
             if code:
                 return code, reason
         return 0, ""
@@ -451,14 +451,14 @@ class EmbeddedLog:
         if code:
             self.abort()
             self._producer = None
-            return Fenced(reason) if code in _FENCED else NotDone(reason)
+            return Fenced(reason) if code in FENCED_ERRORS else NotDone(reason)
         self._steps.reached(Step.OFFSETS_AFTER)
         self._steps.reached(Step.COMMIT_BEFORE)
         answer = self._ask(26, 3, self._of_producer(api.EndTxnRequest, True))
         if answer.error_code:
             self._producer = None
             self._forget()
-            return Fenced(f"the commit was refused: {_name(answer.error_code)}")
+            return Fenced(f"the commit was refused: {error_name(answer.error_code)}")
         self._steps.reached(Step.COMMIT_AFTER)
         self._forget()
         return Done()
@@ -476,7 +476,7 @@ class EmbeddedLog:
     def _settle(self) -> None:
         """A batch that was refused leaves a gap in our sequences; a new epoch begins them anew."""
         tickets, self._tickets = self._tickets, []
-        if any(_refusal(answer)[0] for answer in self._engine.wait(tickets)):
+        if any(refusal(answer)[0] for answer in self._engine.wait(tickets)):
             self._producer = None
 
     def flush(self) -> None:
@@ -499,9 +499,9 @@ class EmbeddedLog:
             )
             for topic, given in _by_topic(list(positions))
         )
-        code, reason = _refusal(self._ask(8, 8, api.OffsetCommitRequest(self._group, topics=topics)))
+        code, reason = refusal(self._ask(8, 8, api.OffsetCommitRequest(self._group, topics=topics)))
         if code:
-            return Fenced(reason) if code in _FENCED else NotDone(reason)
+            return Fenced(reason) if code in FENCED_ERRORS else NotDone(reason)
         return Done()
 
     def close(self) -> None:
@@ -514,7 +514,7 @@ class EmbeddedLog:
 
     def _raise(self, code: int, what: str, reason: str | None = None) -> None:
         if code:
-            raise LogLost(f"{self.name}: {what}: {reason or _name(code)}")
+            raise LogLost(f"{self.name}: {what}: {reason or error_name(code)}")
 
 
 def _by_topic(partitions: Sequence[TopicPartition]) -> list[tuple[str, tuple[int, ...]]]:
@@ -565,26 +565,26 @@ def _cuts(
     yield start, len(sizes)
 
 
-def _refusal(answer: Any) -> tuple[int, str]:
+def refusal(answer: Any) -> tuple[int, str]:
     """The first error in an answer to a request of a producer or of a group's member."""
     if code := getattr(answer, "error_code", 0):
-        return code, _name(code)
+        return code, error_name(code)
     for topic in getattr(answer, "responses", ()):  # Produce
         for p in topic.partition_responses:
             if p.error_code:
-                return p.error_code, f"{topic.name}-{p.index}: {p.error_message or _name(p.error_code)}"
+                return p.error_code, f"{topic.name}-{p.index}: {p.error_message or error_name(p.error_code)}"
     for topic in getattr(answer, "topics", ()):  # OffsetCommit, TxnOffsetCommit
         for p in topic.partitions:
             if p.error_code:
-                return p.error_code, f"offset of {topic.name}-{p.partition_index}: {_name(p.error_code)}"
+                return p.error_code, f"offset of {topic.name}-{p.partition_index}: {error_name(p.error_code)}"
     for topic in getattr(answer, "results_by_topic_v3_and_below", ()):  # AddPartitionsToTxn
         for p in topic.results_by_partition:
             if p.partition_error_code:
-                return p.partition_error_code, f"{topic.name}-{p.partition_index}: {_name(p.partition_error_code)}"
+                return p.partition_error_code, f"{topic.name}-{p.partition_index}: {error_name(p.partition_error_code)}"
     return 0, ""
 
 
-def _name(code: int) -> str:
+def error_name(code: int) -> str:
     try:
         return Error(code).name
     except ValueError:

@@ -50,7 +50,7 @@ COMMIT_TIMEOUT_S = 15.0
 SLACK_S = 5.0  # what a call may take beyond its own timeout before it counts as stuck
 FULL_WAIT_S = 0.05
 
-_WRITING: dict[str, Any] = {
+WRITING: dict[str, Any] = {
     "enable.idempotence": True,
     "partitioner": "murmur2_random",  # as Kafka's own default: other clients' keys must meet ours
     "linger.ms": 5,
@@ -148,7 +148,7 @@ class TransactionalWriter(Producing):
                 confluent_kafka.Producer,
                 {
                     **base_settings(self._at),
-                    **_WRITING,
+                    **WRITING,
                     "transactional.id": self.transactional_id,
                     "transaction.timeout.ms": self._timeout_ms,
                     "on_delivery": self._undelivered,
@@ -308,7 +308,7 @@ class PlainWriter(Producing):
                 confluent_kafka.Producer,
                 {
                     **base_settings(self._at),
-                    **_WRITING,
+                    **WRITING,
                     "on_delivery": self._undelivered,
                     "message.timeout.ms": int(self._at.patience_s() * 1000),
                 },

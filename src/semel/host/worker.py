@@ -23,14 +23,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semel.contract import Mode
+from semel.contract import Mode, PositionIn
 from semel.errors import SemelError, UsageError
 from semel.host.clock import clock
 from semel.host.identity import Slot, take_slot
 from semel.host.leaving import LEAVE_MAX_S, Leaving, LeftEarly
 from semel.host.steps import steps_from
 from semel.host.supervisor import supervise
-from semel.ports import Log, LogLost, Position, Steps, Stores, TopicPartition
+from semel.ports import Log, LogLost, Owners, Position, Steps, Stores, TopicPartition
+from semel.sinks.cut_delivery import CutDelivery
 from semel.sinks.delivery import Delivery
 from semel.streams import graph as g
 from semel.streams.layout import Asked
@@ -155,7 +156,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     graph = run.app.graph()
     steps = steps_from(os.environ)
     now_ms = clock()
-    source = stack.enter_context(_sessions(run, steps, leaving))
+    source, owners = stack.enter_context(_sessions(run, steps, leaving))
     # After the log's own folder: state on an embedded log lies inside it.
     slot = take_slot(run.state_dir, run.name, run.slot)
     stack.callback(slot.lock.release)
@@ -182,10 +183,11 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     )
     worker.start(now_ms())
     connecting.cancel()
-    deliveries = [
-        _DeliveryThread(run, name, write, source(f"{run.name}.{name}", f"{slot.identity}.{name}", None), steps, now_ms)
-        for name, write in _outboxes(graph)
-    ]
+    deliveries = []
+    for name, write in _outboxes(graph):
+        session = source(f"{run.name}.{name}", f"{slot.identity}.{name}", None)
+        made = _delivery(run, name, write, session, owners, steps)
+        deliveries.append(_DeliveryThread(name, made, session, now_ms))
     for delivery in deliveries:
         stack.callback(delivery.stop)
     leaving.later()
@@ -254,16 +256,20 @@ def _asked(run: Run, slot: Slot, source: Source) -> Asked:
 
 
 @contextmanager
-def _sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[Source]:
-    """A function that opens sessions with the log."""
+def _sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source, Owners]]:
+    """Functions that open sessions with the log."""
     if run.url.startswith(EMBEDDED):
         from semel.host.embedded import EmbeddedLog
+        from semel.host.embedded_owner import EmbeddedOwner
         from semel.host.engine import Engine
 
         engine = Engine(Path(run.url.removeprefix(EMBEDDED)), steps=steps)
         try:
-            yield lambda group, member, transactional: EmbeddedLog(
-                engine, group=group, transactional_id=transactional, steps=steps
+            yield (
+                lambda group, member, transactional: EmbeddedLog(
+                    engine, group=group, transactional_id=transactional, steps=steps
+                ),
+                lambda transactional: EmbeddedOwner(engine, transactional),
             )
         except BaseException:
             with suppress(LogLost):  # what ended the run is what a person must hear of
@@ -272,21 +278,26 @@ def _sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[Source]:
         engine.close()
     else:
         from semel.host.cluster import SESSION_TIMEOUT_MS, open_cluster
-        from semel.host.kafka_client import LOST_AFTER_S
+        from semel.host.kafka_client import LOST_AFTER_S, address
+        from semel.host.kafka_owner import KafkaOwner
         from semel.host.kafka_producer import TRANSACTION_TIMEOUT_MS
 
         timeout_ms = run.session_timeout_ms or SESSION_TIMEOUT_MS
-        yield lambda group, member, transactional: open_cluster(
-            run.url,
-            group=group,
-            member=member,
-            transactional_id=transactional,
-            steps=steps,
-            session_timeout_ms=timeout_ms,
-            # A transaction is open for a whole commit interval: one of a minute must not outlive its own timeout.
-            transaction_timeout_ms=max(TRANSACTION_TIMEOUT_MS, 2 * run.app.commit_interval_ms + 5_000),
-            patience_s=lambda: LEAVE_PATIENCE_S if leaving.asked else LOST_AFTER_S,
-            notice=_say if group == run.name else None,  # once, not by each delivery, too
+        at = replace(address(run.url), patience_s=lambda: LEAVE_PATIENCE_S if leaving.asked else LOST_AFTER_S)
+        yield (
+            lambda group, member, transactional: open_cluster(
+                run.url,
+                group=group,
+                member=member,
+                transactional_id=transactional,
+                steps=steps,
+                session_timeout_ms=timeout_ms,
+                # A transaction is open for a whole commit interval: one of a minute must not outlive its own timeout.
+                transaction_timeout_ms=max(TRANSACTION_TIMEOUT_MS, 2 * run.app.commit_interval_ms + 5_000),
+                patience_s=at.patience_s,
+                notice=_say if group == run.name else None,  # once, not by each delivery, too
+            ),
+            lambda transactional: KafkaOwner(at, transactional),
         )
 
 
@@ -305,28 +316,33 @@ def _stores(slot: Slot, stack: ExitStack) -> Stores:
     return store
 
 
+def _delivery(run: Run, name: str, write: g.Write, log: Log, owners: Owners, steps: Steps) -> Delivery | CutDelivery:
+    """By who remembers the position: the sink (or, for a weak one, the group), or the delivery topic."""
+    assert write.sink is not None
+    sink = write.sink.renamed(run.prefix) if run.prefix else write.sink
+    outbox = run.prefix + write.outbox
+
+    def say(text: str) -> None:
+        _say(f"sink {name}: {text}")
+
+    given: dict[str, Any] = {"app": run.name, "outbox": outbox, "value_type": write.value, "steps": steps, "say": say}
+    given["sole_owner"] = run.url.startswith(EMBEDDED)
+    if sink.contract.position is PositionIn.DELIVERY_TOPIC:
+        return CutDelivery(log, sink, owners=owners, **given)
+    return Delivery(log, sink, accept=write.accept, **given)
+
+
 class _DeliveryThread(threading.Thread):
     """One outbox on its way to its sink. `failed` is why it ended, if it did not end because of `stop`."""
 
-    def __init__(self, run: Run, name: str, write: g.Write, log: Log, steps: Steps, now_ms: Callable[[], int]) -> None:
+    def __init__(self, name: str, delivery: Delivery | CutDelivery, log: Log, now_ms: Callable[[], int]) -> None:
         super().__init__(name=f"semel-delivery-{name}", daemon=True)
-        assert write.sink is not None
         self.failed: SemelError | None = None
         self._log = log
         self._now_ms = now_ms
         self._stop_asked = threading.Event()
         self._ended = False
-        self._delivery = Delivery(
-            log,
-            write.sink.renamed(run.prefix) if run.prefix else write.sink,
-            app=run.name,
-            outbox=run.prefix + write.outbox,
-            value_type=write.value,
-            accept=write.accept,
-            sole_owner=run.url.startswith(EMBEDDED),
-            steps=steps,
-            say=lambda text: _say(f"sink {name}: {text}"),
-        )
+        self._delivery = delivery
 
     def run(self) -> None:
         try:

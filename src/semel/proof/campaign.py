@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from semel.app import App
-from semel.contract import Mode
+from semel.contract import Mode, PositionIn
 from semel.errors import UsageError
 from semel.ports import NotDone, Step
 from semel.proof.embedded import EmbeddedStorm
@@ -31,7 +31,7 @@ from semel.sinks import SQLite
 from semel.streams import graph as g
 from semel.verify import checkers
 from semel.verify.oracle import reckon, reckon_input, reckon_sink, untried
-from semel.verify.schedule import BROKER_STEPS, SINK_STEPS, WORKER_STEPS, Fault, Kind, schedule
+from semel.verify.schedule import BROKER_STEPS, CUT_STEPS, SINK_STEPS, WORKER_STEPS, Fault, Kind, schedule
 from semel.verify.verdict import Output, Report
 from semel.verify.workload import workload
 
@@ -63,8 +63,12 @@ COMMIT_STEPS = frozenset(s for s in Step if s.value.partition(".")[0] in ("commi
 def steps_of(graph: g.Graph, on: str, mode: Mode = Mode.EXACTLY_ONCE) -> tuple[Step, ...]:
     """The named steps that this app passes through on this log."""
     broker = () if on.startswith("kafka://") else BROKER_STEPS
-    steps = (*WORKER_STEPS, *broker, *(SINK_STEPS if graph.sinks else ()))
+    steps = (*WORKER_STEPS, *broker, *(SINK_STEPS if graph.sinks else ()), *(CUT_STEPS if _by_cuts(graph) else ()))
     return steps if mode is Mode.EXACTLY_ONCE else tuple(step for step in steps if step not in COMMIT_STEPS)
+
+
+def _by_cuts(graph: g.Graph) -> bool:
+    return any(sink.contract.position is PositionIn.DELIVERY_TOPIC for sink in graph.sinks.values())
 
 
 def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
@@ -100,7 +104,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         world.prepare(given, slices=asked.crashes * 2 + 4)
         plan = schedule(
             dice, asked.crashes, workers=WORKERS, broker=broker is not None, sinks=bool(graph.sinks),
-            file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
+            cuts=_by_cuts(graph), file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
         )  # fmt: skip
         for slot in range(WORKERS):
             command = semel_command(
@@ -195,7 +199,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         given = workload(topics, _sample(app), _files(asked.inputs), dice)
         plan = schedule(
             dice, asked.crashes, workers=1, broker=True, sinks=bool(graph.sinks),
-            file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
+            cuts=_by_cuts(graph), file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
         )  # fmt: skip
         # The broker's steps are this process's too; without a sink nobody could fence a zombie.
         faults = [f for f in (*plan.workers[0], *plan.broker) if f.kind is not Kind.ZOMBIE or graph.sinks]

@@ -23,7 +23,7 @@ from enum import Enum, auto
 from semel.host.steps import arm
 from semel.ports import Step, TopicPartition
 from semel.proof.processes import STEPS, BrokerChild, Child, ProofError
-from semel.verify.schedule import SINK_STEPS, TAKEN_OVER, Fault, Kind, Schedule
+from semel.verify.schedule import DELIVERY_STEPS, TAKEN_OVER, Fault, Kind, Schedule
 
 POLL_S = 0.02
 WARM_S = 4.0  # a process that commits nothing for this long is a target all the same
@@ -204,7 +204,7 @@ class Storm:
                 slot.succeeded = self._superseded(slot, now)
                 assert slot.fault is not None
                 patience_s = self.session_s + LATE_MAX_S if slot.fault.kind is Kind.LATE else ZOMBIE_WAIT_S
-                if slot.fault.step in SINK_STEPS and now - slot.since < self.session_s / 2:
+                if slot.fault.step in DELIVERY_STEPS and now - slot.since < self.session_s / 2:
                     slot.claims = self.others(slot, Step.CLAIM_AFTER)  # what is claimed so early is no take-over
                 if slot.succeeded or now - slot.since > patience_s:
                     slot.child.signal(signal.SIGCONT)
@@ -250,7 +250,7 @@ class Storm:
         slot.asked = now
         if not slot.before:  # the broker did not answer when it was stopped
             slot.before = self.positions()
-        if slot.fault.step in SINK_STEPS:
+        if slot.fault.step in DELIVERY_STEPS:
             # Who takes over is given all partitions anew and claims all of them, also those that it had.
             if slot.batches < 0 and self.others(slot, Step.CLAIM_AFTER) >= slot.claims + self.outboxes():
                 slot.batches = self.others(slot, Step.SINK_AFTER)
@@ -280,7 +280,7 @@ class Storm:
 
     def _refusals(self, slot: Slot) -> int:
         hits = slot.child.hits()
-        return hits[Step.LOG_FENCED] + hits[Step.SINK_FENCED]
+        return hits[Step.LOG_FENCED] + hits[Step.SINK_FENCED] + hits[Step.SINK_STALE]
 
     def _arm(self, slot: Slot) -> None:
         assert slot.fault is not None

@@ -1,7 +1,10 @@
 """Where records leave the log. Each sink states its contract in its type."""
 
 from semel.sinks.lines import Lines
+from semel.sinks.mariadb import MariaDB
+from semel.sinks.objects import Objects
 from semel.sinks.postgres import Postgres
+from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["Lines", "Postgres", "SQLite"]
+__all__ = ["Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "SQLite"]

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from semel.contract import Row
 from semel.ports import Log, Records, TopicInfo, TopicPartition
 from semel.sinks.sink import Diverged, SinkError
 
@@ -50,9 +51,18 @@ def mark_of(records: Records, run: str) -> str:
     return str(Mark(records.offsets[-1], records.leader_epoch, run, checksum(records, -1)))
 
 
+def mark_of_row(row: Row, epoch: int, run: str) -> str:
+    """The mark of one record. `epoch` -1 where it is not known of this very record: then the run says nothing."""
+    return str(Mark(row.offset, epoch, run if epoch >= 0 else "", _checksum(row.timestamp_ms, row.key, row.value)))
+
+
 def checksum(records: Records, at: int) -> int:
-    key, value = records.keys[at] or b"", records.values[at]
-    state = zlib.crc32(b"%d %d %d " % (records.timestamps[at], len(key), -1 if value is None else len(value)))
+    return _checksum(records.timestamps[at], records.keys[at], records.values[at])
+
+
+def _checksum(timestamp_ms: int, key: bytes | None, value: bytes | None) -> int:
+    key = key or b""
+    state = zlib.crc32(b"%d %d %d " % (timestamp_ms, len(key), -1 if value is None else len(value)))
     return zlib.crc32(value or b"", zlib.crc32(key, state))
 
 

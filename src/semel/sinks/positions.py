@@ -13,7 +13,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from semel.contract import Atomicity, Contract, DeliveryId, Fence, Guarantee, Identity, LogIdentity, Resolution
+from semel.contract import (
+    Atomicity,
+    Contract,
+    DeliveryId,
+    Fence,
+    Guarantee,
+    Identity,
+    LogIdentity,
+    PositionIn,
+    Resolution,
+    Settlement,
+)
 from semel.sinks.sink import Diverged, SinkError
 
 TABLE = "semel_positions"
@@ -30,6 +41,8 @@ def transactional(durability: str) -> Contract:
         fence=Fence.EPOCH_IN_TRANSACTION,
         resolution=Resolution.READ_POSITION_AFTER_CLAIM,
         durability=durability,
+        position=PositionIn.SINK,
+        settlement=Settlement.ROLLED_BACK,
     )
 
 

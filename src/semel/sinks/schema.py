@@ -137,7 +137,8 @@ def _check_key(
                 "date, a timestamp or a uuid, with a deterministic collation."
             )
         whole = written[field].type is ColumnType.INTEGER and (column.scale or 0) >= 0
-        if column.scale is not None and not whole:
+        ours = dialect.created[written[field].type].lower() == column.type_text.lower()
+        if column.scale is not None and not whole and not ours:
             raise SinkError(
                 f"{where}: column {field!r} ({column.type_text}) cannot be a key: it holds fewer digits than the field "
                 f"may have, and would make one row of two. Alter it to {dialect.created[written[field].type]}."

@@ -38,6 +38,9 @@ SINK_STEPS = (
     Step.SINK_BEFORE,
     Step.SINK_AFTER,
 )
+# Of a delivery by cuts, besides.
+CUT_STEPS = (Step.CUT_BEFORE, Step.CUT_AFTER)
+DELIVERY_STEPS = SINK_STEPS + CUT_STEPS
 # Inside the sink's own transaction. SQLite has no server that could end a stopped owner's transaction (FAULTS S14).
 INSIDE_SINK = (Step.ROWS_BEFORE, Step.ROWS_AFTER, Step.POSITION_BEFORE, Step.POSITION_AFTER, Step.SINK_BEFORE)
 
@@ -123,14 +126,15 @@ def schedule(
     workers: int = 2,
     broker: bool = True,
     sinks: bool = True,
+    cuts: bool = False,
     file_sinks: bool = False,
     directed: Sequence[Fault] = (),
 ) -> Schedule:
     """`crashes` kills over the workers and the broker, zombies and hand-overs among them.
 
-    `broker`: whether the broker is ours to kill. `sinks`: whether the app writes to an external sink. `file_sinks`:
-    one of them is a file that a stopped owner locks for ever. `directed`: only these, again and again (to show a
-    known bug).
+    `broker`: whether the broker is ours to kill. `sinks`: whether the app writes to an external sink. `cuts`: whether
+    one of them is delivered by cuts. `file_sinks`: one of them is a file that a stopped owner locks for ever.
+    `directed`: only these, again and again (to show a known bug).
     """
     if directed:
         return _directed(dice, crashes, workers, directed)
@@ -141,7 +145,7 @@ def schedule(
     while len(broker_faults) < broker_crashes:
         step = dice.choice((None, *BROKER_STEPS))
         broker_faults.append(_at(dice, step) if step else Fault(Kind.RANDOM, after=dice.random()))
-    steps = WORKER_STEPS + (SINK_STEPS if sinks else ())
+    steps = WORKER_STEPS + (SINK_STEPS if sinks else ()) + (CUT_STEPS if cuts else ())
     left = crashes - broker_crashes
     zombies = min(max(1, -(-crashes // 10)), left // 3)
     handovers = 1 if left >= 8 else 0

@@ -1,0 +1,429 @@
+"""The delivery for sinks that hold no position: cuts are decided once, written down in the log, then sent.
+
+Pure over `ports.Log`, `ports.Owner`, the sink's connection and `ports.Steps`; the clock is an argument of `step`. A
+partition of the outbox is owned by who initialised the transactional id APP.SINK.PARTITION last. What it decides is a
+record of the delivery topic (`cuts.py`), in a transaction of that one partition.
+
+Invariants: no byte of a cut leaves before the cut is committed; between initialising the id and the next claim no
+decision rests on anything but what the delivery topic said then, and what this owner has committed since; a superseded
+owner can decide nothing, and what it still sends is the same bytes under the same names. An unknown, refused or failed
+transaction ends the claim, and the next one initialises and reads again (FAULTS S3, S8). A failure of the sink does
+not: the same cut is sent again, because it is the same cut whoever sends it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec.structs import replace
+
+from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.ports import (
+    Done,
+    Fenced,
+    Log,
+    NewTopic,
+    NoSteps,
+    NotDone,
+    Owner,
+    Owners,
+    Position,
+    Records,
+    Sink,
+    Step,
+    Steps,
+    TopicInfo,
+    TopicPartition,
+    Unknown,
+)
+from semel.sinks import cuts, origin
+from semel.sinks.cuts import Cut, Progress, Rule, Undecided
+from semel.sinks.sink import Diverged, RowRefused, SinkError
+from semel.sinks.trouble import Trouble, pause_ms
+
+FENCED_MS = 500  # the group tells a superseded owner that it is one within a heartbeat: time to hear it
+LAG_MS = 1_000  # how often the group's offsets follow
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One assigned partition."""
+
+    at: TopicPartition
+    decisions: TopicPartition  # its partition of the delivery topic
+    owner: Owner | None = None
+    progress: Progress | None = None  # as this owner has read or committed it; None: not claimed, reading is paused
+    claim: Claim | None = None
+    rows: list[Row] = field(default_factory=list)  # read, and not yet in a cut that is done
+    epochs: list[int] = field(default_factory=list)  # of each row; -1: not known
+    weight: int = 0
+    first_ms: int = 0  # when the first of them came
+    next: int = 0  # in the log: past the rows, and past what holds no visible record
+    due_ms: int = 0  # when to claim or send next
+    failures: int = 0
+    told: int = -1  # the group's offset
+
+    def empty(self, next: int) -> None:
+        self.rows.clear()
+        self.epochs.clear()
+        self.weight, self.next = 0, next
+
+
+class CutDelivery:
+    """`join`, then `step` again and again, then `close`. Raises SinkError (Diverged among them) and LogLost: nothing
+    was lost, and nothing goes on without a person. `say` is given a sentence when a trouble begins, lasts and ends.
+
+    The sink may say `rule` (cuts.Rule: when a cut is due) and `form` (a word for how it writes a cut: a cut that is
+    under way is not finished in another one). Its connection's `claim` gives the incarnation that the sink keeps, and
+    as `position` the end of what the sink itself knows to hold, -1 where it cannot tell; `write` may be called again
+    with the same cut, by this owner or another, and must then change nothing.
+
+    `sole_owner`: this log has no other member (an embedded one). Being fenced by the sink then means that a copy of it
+    is in use, and claiming again would only pass the sink back and forth between two logs that went different ways."""
+
+    def __init__(
+        self,
+        log: Log,
+        sink: Sink[Any, Any],
+        *,
+        owners: Owners,
+        app: str,
+        outbox: str,
+        value_type: object = None,
+        sole_owner: bool = False,
+        steps: Steps | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._log, self._sink, self._owners = log, sink, owners
+        self._app, self._outbox, self._value_type = app, outbox, value_type
+        self._sole_owner = sole_owner
+        self._topic = cuts.delivery_topic(outbox)
+        self._rule: Rule = getattr(sink, "rule", Rule())
+        self._form: str = getattr(sink, "form", "")
+        self._steps = steps or NoSteps()
+        self._say = say
+        self._connection = sink.open(self._steps)
+        self._lanes: dict[TopicPartition, _Lane] = {}
+        self._known: Mapping[str, TopicInfo] = {}
+        self._runs: Mapping[int, str] = {}
+        self._looked_ms = -1
+        self._prepared = False
+        self._trouble = Trouble(sink.where, say)
+        self._now_ms = 0
+        self._told_ms = 0
+
+    def join(self) -> None:
+        """Enters the group. The outbox exists and may lose nothing by itself; the delivery topic is created."""
+        origin.check_outbox(self._outbox, self._log.config(self._outbox))
+        self._log.create([NewTopic(self._topic, self._log.topics()[self._outbox].partitions, cuts.CONFIG)])
+        cuts.check_delivery_topic(self._log, self._outbox)
+        self._log.join([self._outbox], self)
+
+    def close(self) -> None:
+        """Lets go of the sink and of the ids; the session is the caller's. What was read and is in no cut is read
+        again; a cut that is under way is finished by the next owner."""
+        self._tell()
+        for lane in self._lanes.values():
+            _release(lane)
+        self._connection.close()
+
+    def lag(self) -> int:
+        """Offsets between the positions and the ends of the partitions assigned here; markers and aborted records
+        count until they are passed."""
+        ends = self._log.ends(list(self._lanes))
+        return sum(max(0, ends[at] - _passed(lane)) for at, lane in self._lanes.items())
+
+    # --- ports.Listener: called from within poll ----------------------------------------------------------------
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        # Claiming can take long, and a poll must not: nothing is read before the claim says from where.
+        self._log.pause(partitions)
+        self._lanes = {
+            at: _Lane(at, TopicPartition(self._topic, at.partition), due_ms=self._now_ms) for at in partitions
+        }
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        self._tell()
+        self.lost(partitions)
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        for at in partitions:
+            if (lane := self._lanes.pop(at, None)) is not None:
+                _release(lane)
+                self._trouble.dropped(at)
+
+    # --- a turn -----------------------------------------------------------------------------------------------------
+
+    def step(self, now_ms: int, wait_s: float) -> int:
+        """Polls once (at most `wait_s`), decides and sends what is due; the number of records delivered."""
+        self._now_ms = now_ms
+        for records in self._log.poll(wait_s):
+            lane = self._lanes.get(records.source)
+            if lane is not None and lane.progress is not None:
+                self._take(lane, records)
+        delivered = 0
+        for lane in list(self._lanes.values()):
+            if lane.progress is None and now_ms >= lane.due_ms:
+                self._claim(lane)
+            while self._one_cut(lane):
+                delivered += self._send(lane)
+        if now_ms - self._told_ms >= LAG_MS:
+            self._tell()
+            self._told_ms = now_ms
+        return delivered
+
+    def _take(self, lane: _Lane, records: Records) -> None:
+        if records.offsets:
+            assert records.offsets[0] >= lane.next, f"{lane.at}: {records.offsets[0]} came, {lane.next} was next"
+            lane.first_ms = lane.first_ms if lane.rows else self._now_ms
+            # Of a record between two epochs nobody tells which is its own.
+            epoch = records.leader_epoch if records.first_epoch == records.leader_epoch else -1
+            rows = list(map(Row, records.offsets, records.timestamps, records.keys, records.values))
+            lane.rows += rows
+            lane.epochs += [epoch] * len(rows)
+            lane.epochs[-1] = records.leader_epoch
+            lane.weight += sum(map(cuts.weight, rows))
+        lane.next = max(lane.next, records.next_offset)
+
+    def _one_cut(self, lane: _Lane) -> bool:
+        """Whether a cut of this lane is decided and can be sent now. Decides one when it is due."""
+        if lane.progress is None or self._now_ms < lane.due_ms:
+            return False
+        if lane.progress.cut is not None:
+            return lane.next >= lane.progress.cut.end  # else it is being read again
+        rule = self._rule
+        if not lane.rows or not (
+            len(lane.rows) >= rule.records or lane.weight >= rule.bytes or self._now_ms - lane.first_ms >= rule.ms
+        ):
+            return False
+        return self._decide(lane, lane.progress)
+
+    # --- the claim --------------------------------------------------------------------------------------------------
+
+    def _claim(self, lane: _Lane) -> None:
+        if not self._prepared:
+            prepared = self._connection.prepare(self._value_type)
+            if isinstance(prepared, NotDone):
+                return self._later(lane, prepared.reason)
+            self._prepared = True
+            for note in self._connection.notes():
+                self._say(note)
+        if self._looked_ms != self._now_ms:  # once for all partitions of a turn
+            self._known, self._looked_ms = self._log.topics(), self._now_ms
+            self._runs = origin.runs(self._log, self._known)
+        for topic in (self._outbox, self._topic):
+            if topic not in self._known:
+                raise SinkError(
+                    f"{self._log.name}: the topic {topic} is gone, and with it what the sink had not yet taken, or how "
+                    "far it was. Nothing more is delivered. Put the topic back."
+                )
+        here = LogIdentity(self._known[self._outbox].topic_id, self._known[self._outbox].partitions)
+        delivery = DeliveryId(self._app, self._sink.name, lane.at.partition)
+        if lane.owner is None:
+            lane.owner = self._owners(f"{self._app}.{self._sink.name}.{lane.at.partition}")
+        # In this order: what a former owner could still decide is decided or aborted when it is read, and the sink is
+        # asked when all that it may hold was decided.
+        lane.owner.initialise()
+        try:
+            found = cuts.read_progress(self._log, lane.decisions)
+        except Undecided as why:
+            return self._later(lane, str(why))
+        claim = self._connection.claim(delivery, here)
+        if isinstance(claim, NotDone):
+            return self._later(lane, claim.reason)
+        progress = self._agreed(lane, claim, found, here)
+        origin.validate(self._log, lane.at, progress.position, progress.mark, self._runs, self._sink.where)
+        self._steps.reached(Step.CLAIM_AFTER)
+        lane.claim, lane.progress = claim, progress
+        lane.empty(progress.position)
+        self._log.seek(lane.at, progress.position)
+        self._log.resume([lane.at])
+        return None
+
+    def _agreed(self, lane: _Lane, claim: Claim, found: Progress | None, here: LogIdentity) -> Progress:
+        """What the delivery topic says, if the sink and the log do not say otherwise. Repairs nothing."""
+        place = f"{self._sink.where}, partition {lane.at.partition}"
+        if found is not None and found.incarnation > claim.incarnation:
+            raise Diverged(
+                f"{place}: the sink stands at incarnation {claim.incarnation}, {self._topic} at {found.incarnation}: "
+                "the sink was put back from a backup, or its control object was removed. Nothing was delivered. Put "
+                "back what belongs to this log."
+            )
+        if found is None or found.incarnation < claim.incarnation:
+            if claim.position > 0:
+                raise Diverged(
+                    f"{place}: it holds what was delivered up to offset {claim.position} of {self._outbox}, and "
+                    f"{self._topic} knows of no delivery: the log was put back, or that topic was made anew. {_CHOICE}"
+                )
+            return Progress(claim.incarnation, here.topic_id, here.partitions, 0, "")
+        if (found.topic_id, found.partitions) != (here.topic_id, here.partitions):
+            raise Diverged(
+                f"{place}: its positions are of another topic {self._outbox} (id {found.topic_id or 'unknown'}, "
+                f"{found.partitions} partitions; now {here.topic_id or 'unknown'}, {here.partitions}): it was "
+                f"re-created. {_CHOICE}"
+            )
+        bound = found.position if found.cut is None else found.cut.end
+        if claim.position > bound:
+            raise Diverged(
+                f"{place}: it holds what was delivered up to offset {claim.position} of {self._outbox}, and "
+                f"{self._topic} decided cuts up to {bound} only: the log went back behind the sink (a backup put back, "
+                f"a tail lost in a power cut), or a copy of it is in use. {_CHOICE}"
+            )
+        if 0 <= claim.position < found.position:
+            raise Diverged(
+                f"{place}: it knows of what was delivered up to offset {claim.position} of {self._outbox}, and "
+                f"{self._topic} says {found.position}: the sink was put back from a backup. Nothing was delivered. Put "
+                "back the newer one."
+            )
+        if found.cut is not None and found.cut.form != self._form:
+            raise SinkError(
+                f"{place}: the cut [{found.cut.start}, {found.cut.end}) was begun as {found.cut.form}, the sink is "
+                f"declared as {self._form} now: its records could be there twice. Start the app once as it was, until "
+                "the cut is done, then change it."
+            )
+        if found.cut is not None and self._log.ends([lane.at])[lane.at] < found.cut.end:
+            raise Diverged(
+                f"{place}: the cut [{found.cut.start}, {found.cut.end}) of {self._outbox} is under way, and the log "
+                f"ends before it: it went back (a backup put back, a tail lost in a power cut). {_CHOICE}"
+            )
+        return found
+
+    def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
+        """Ends the claim; another one is tried after a pause that grows."""
+        if lane.progress is not None:
+            self._log.pause([lane.at])
+            lane.progress = lane.claim = None
+            lane.empty(0)
+        self._retry(lane, reason, at_least_ms)
+
+    def _retry(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
+        lane.due_ms = self._now_ms + max(pause_ms(lane.failures), at_least_ms)
+        lane.failures += 1
+        self._trouble.met(lane.at, reason, self._now_ms)
+
+    # --- a cut ------------------------------------------------------------------------------------------------------
+
+    def _decide(self, lane: _Lane, progress: Progress) -> bool:
+        self._steps.reached(Step.BATCH_BEFORE)
+        count = cuts.length(lane.rows, self._rule)
+        last, epoch = lane.rows[count - 1], lane.epochs[count - 1]
+        cut = Cut(
+            start=progress.position,
+            end=lane.next if count == len(lane.rows) else last.offset + 1,
+            records=count,
+            attempt=1,
+            mark=origin.mark_of_row(last, epoch, self._run_id(epoch)),
+            form=self._form,
+        )
+        self._steps.reached(Step.CUT_BEFORE)
+        if not self._written_down(lane, replace(progress, cut=cut)):
+            return False
+        self._steps.reached(Step.CUT_AFTER)
+        return True
+
+    def _written_down(self, lane: _Lane, progress: Progress) -> bool:
+        assert lane.owner is not None
+        match lane.owner.append(lane.decisions, cuts.encoded(progress), self._now_ms):
+            case Done():
+                lane.progress = progress
+                return True
+            case Fenced(reason):
+                self._steps.reached(Step.SINK_FENCED)
+                self._later(lane, reason, FENCED_MS)
+            case NotDone(reason) | Unknown(reason):
+                self._later(lane, f"{self._log.name}: {self._topic}: {reason}")
+        return False
+
+    def _send(self, lane: _Lane) -> int:
+        progress, claim = lane.progress, lane.claim
+        assert progress is not None and progress.cut is not None and claim is not None
+        cut = progress.cut
+        count = bisect_left(lane.rows, cut.end, key=lambda row: row.offset)
+        rows = lane.rows[:count]
+        self._check_same(lane, cut, rows)
+        self._steps.reached(Step.SINK_BEFORE)
+        try:
+            outcome = self._connection.write(claim, cut.start, cut.end, cut.mark, rows)
+        except RowRefused as why:
+            raise SinkError(
+                f"{self._sink.where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: "
+                f"{why}. Neither it nor what follows in its partition was delivered. Make the sink take it, then "
+                "start the app again: the delivery goes on at that record's cut."
+            ) from None
+        match outcome:
+            case NotDone(reason) | Unknown(reason):
+                self._log.pause([lane.at])
+                self._retry(lane, reason)
+                return 0
+            case Fenced(reason):
+                self._steps.reached(Step.SINK_FENCED)
+                if self._sole_owner:
+                    raise SinkError(
+                        f"{reason}. Another process has taken over the delivery of {lane.at.topic}, and "
+                        f"{self._log.name} has one owner: is a copy of this folder in use? End one of the two."
+                    )
+                self._later(lane, reason, FENCED_MS)
+                return 0
+        self._steps.reached(Step.SINK_AFTER)
+        self._steps.reached(Step.POSITION_BEFORE)
+        if not self._written_down(lane, replace(progress, position=cut.end, mark=cut.mark, cut=None)):
+            return 0
+        self._steps.reached(Step.POSITION_AFTER)
+        del lane.rows[:count], lane.epochs[:count]
+        lane.weight = sum(map(cuts.weight, lane.rows))
+        lane.first_ms = self._now_ms
+        if lane.failures:
+            lane.failures = 0
+            self._log.resume([lane.at])
+        self._trouble.mended(lane.at)
+        return count
+
+    def _check_same(self, lane: _Lane, cut: Cut, rows: Sequence[Row]) -> None:
+        """The records of a cut are those that it was decided of."""
+        wanted = origin.parsed(cut.mark)
+        found = origin.parsed(origin.mark_of_row(rows[-1], -1, "")) if rows else None
+        same = wanted and found and (wanted.offset, wanted.checksum) == (found.offset, found.checksum)
+        if not same or len(rows) != cut.records:
+            raise Diverged(
+                f"{self._sink.where}: the cut [{cut.start}, {cut.end}) of {lane.at.topic}-{lane.at.partition} was "
+                f"decided of {cut.records} records, and the log holds other ones there now ({len(rows)}): it went back "
+                f"and went on. {_CHOICE}"
+            )
+
+    def _run_id(self, epoch: int) -> str:
+        if epoch not in self._runs and self._runs and epoch >= 0:  # the broker has started again since
+            self._runs = origin.runs(self._log, self._log.topics())
+        return self._runs.get(epoch, "")
+
+    def _tell(self) -> None:
+        """The group's offsets follow, for whoever watches the lag; the outcome does not matter."""
+        moved = {
+            at: Position(lane.progress.position)
+            for at, lane in self._lanes.items()
+            if lane.progress is not None and lane.progress.position > lane.told
+        }
+        if moved:
+            self._log.commit_offsets(moved)
+        for at, position in moved.items():
+            self._lanes[at].told = position.offset
+
+
+def _passed(lane: _Lane) -> int:
+    if lane.progress is None:
+        return 0
+    return lane.progress.position if lane.rows or lane.progress.cut is not None else lane.next
+
+
+def _release(lane: _Lane) -> None:
+    if lane.owner is not None:
+        lane.owner.close()
+        lane.owner = None
+
+
+_CHOICE = (
+    "Records would be delivered twice or skipped, so nothing was delivered. Put back the log that belongs to this "
+    "sink, or begin anew under the next incarnation (docs/sinks.md, Beginning anew)."
+)

@@ -1,0 +1,138 @@
+"""Cuts: what a delivery writes down of them in its delivery topic, and how it is read back.
+
+A cut is the range [start, end) of an outbox partition that leaves in one step: one object, one insert, one run of
+requests. It is decided once, by any rule, also the clock, and is a record of the delivery topic before its first byte
+leaves. The topic has a partition per outbox partition, and in each one record matters, the last: where the delivery is,
+and the cut that is under way.
+
+Invariant: cuts follow each other without a gap. `position` is the end of the last cut that the sink holds; the next
+one starts there, so objects named by their cuts neither overlap nor leave anything out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from semel.contract import Row
+from semel.ports import Log, TopicPartition
+from semel.sinks.sink import Diverged, SinkError
+
+KEY = b"delivery"
+CONFIG = {"cleanup.policy": "compact"}
+OUTBOX_ENDING, ENDING = "-outbox", "-delivery"
+TAIL = 256  # offsets that are read first
+UNDECIDED_MAX = 100  # tenths of a second that an open transaction of somebody else is waited for
+
+
+class Cut(msgspec.Struct, frozen=True):
+    start: int
+    end: int
+    records: int
+    attempt: int  # of a sink that prepares (TwoPhase): each take-over begins another; 1 elsewhere
+    mark: str  # of its last record (origin.Mark): a replay must find the same
+    form: str  # how the sink writes it: a replay in another form would be another object
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """The record of one partition. `mark` is of the last record below `position`, "" when there is none."""
+
+    incarnation: int
+    topic_id: str  # of the outbox, as its count of partitions: what `position` is a position in
+    partitions: int
+    position: int
+    mark: str
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a cut is due: at so many records, so many bytes of keys and values, or so long after its first record
+    came, whichever is first."""
+
+    records: int = 10_000
+    bytes: int = 8 << 20
+    ms: int = 10_000
+
+
+def delivery_topic(outbox: str) -> str:
+    """APP-SINK-outbox has APP-SINK-delivery."""
+    assert outbox.endswith(OUTBOX_ENDING), outbox
+    return outbox.removesuffix(OUTBOX_ENDING) + ENDING
+
+
+def encoded(progress: Progress) -> Sequence[tuple[bytes, bytes | None]]:
+    return [(KEY, msgspec.json.encode(progress))]
+
+
+class Undecided(Exception):
+    """Somebody else's transaction is open in the delivery topic, and has been for long."""
+
+
+def read_progress(log: Log, at: TopicPartition) -> Progress | None:
+    """What the delivery topic's partition says last; None where no cut was ever decided. Read committed, up to its end:
+    the caller has initialised its transactional id, so nothing of a former owner is still to come."""
+    first, end = log.starts([at])[at], log.ends([at])[at]
+    last, back = None, TAIL
+    while True:
+        # The last one counts, and is near the end: a log that is not compacted holds two for every cut there ever was.
+        start = max(first, end - back)
+        last = _last(log, at, start, end)
+        if last is not None or start == first:
+            break
+        back *= 16
+    if last is None:
+        return None
+    try:
+        return msgspec.json.decode(last, type=Progress)
+    except msgspec.MsgspecError as why:
+        raise Diverged(
+            f"{log.name}: what {at.topic}-{at.partition} says was not written by semel ({why}). Nothing was delivered. "
+            "Put the former record back."
+        ) from None
+
+
+def _last(log: Log, at: TopicPartition, start: int, end: int) -> bytes | None:
+    last: bytes | None = None
+    waited = 0
+    for records in log.read(at, start, end):
+        for key, value in zip(records.keys, records.values, strict=True):
+            if key == KEY:
+                last = value
+        waited += records.undecided
+        if waited > UNDECIDED_MAX:
+            raise Undecided(f"a transaction is open in {at.topic}-{at.partition} that is not of this delivery")
+    return last
+
+
+def check_delivery_topic(log: Log, outbox: str) -> None:
+    """It is there, with a partition per outbox partition, and forgets nothing but what was replaced."""
+    name, known = delivery_topic(outbox), log.topics()
+    found, wanted = known[name].partitions, known[outbox].partitions
+    if found != wanted:
+        raise Diverged(
+            f"{log.name}: {name} has {found} partitions, its outbox {outbox} has {wanted}: one of them was made anew "
+            "or enlarged, and keys have changed partitions. Nothing was delivered. Put the former topics back."
+        )
+    policy = log.config(name).get("cleanup.policy", "compact")
+    if policy != "compact":
+        raise SinkError(
+            f"{log.name}: {name} has cleanup.policy={policy}: it could forget where the delivery is. "
+            "Set cleanup.policy=compact."
+        )
+
+
+def length(rows: Sequence[Row], rule: Rule) -> int:
+    """How many of these rows, in order, one cut takes; at least one."""
+    size = 0
+    for count, row in enumerate(rows[: rule.records], 1):
+        size += weight(row)
+        if size >= rule.bytes:
+            return count
+    return min(len(rows), rule.records)
+
+
+def weight(row: Row) -> int:
+    return len(row.key or b"") + len(row.value or b"")
