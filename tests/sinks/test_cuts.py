@@ -715,19 +715,40 @@ def test_restarts_of_the_log_are_no_divergence(make_sink: MakeSink) -> None:
 
 
 def test_a_record_that_has_no_place_is_named(make_sink: MakeSink) -> None:
-    """S11: topic, partition and offset; nothing of its cut was written; made to fit, the delivery goes on."""
+    """S11: topic, partition and offset; nothing of its cut was written, so the sink may be declared otherwise, and the
+    delivery goes on with the same cut."""
     log, sink = outbox(), make_sink(format="csv", columns=("a", "b"))
-    put(log, {"a": 1}, {"a": 2, "c": 3}, {"b": 'x,"y"', "a": None})
+    put(log, {"a": 1}, {"a": 2, "c": [3]}, {"b": 'x,"y"', "a": None})
     with pytest.raises(SinkError, match=rf"{OUTBOX}-0 at offset 1: it has the field 'c'"):
         Worker(log, sink).turn(8)
     assert names(sink) == []
-    both = make_sink(format="csv", columns=("a", "b", "c"))
-    with pytest.raises(SinkError, match=r"was begun as csv of a, b, the sink is declared as csv of a, b, c now"):
-        Worker(log, both).turn(8)
-    log.topics[OUTBOX].partitions[0][1].value = b'{"a": 2, "b": [1]}'
-    Worker(log, sink).turn(8)
-    assert listed_body(sink, name(0, 3, ending=".csv")) == b'a,b\n1,\n2,[1]\n,"x,""y"""\n'
-    assert [sink.open().canonical(b'{"a": 1}')] == [b'{"a":"1","b":""}']
+    wider = make_sink(format="csv", columns=("a", "b", "c"))
+    for _ in range(2):
+        dying = Worker(log, wider)
+        dying.steps.at[Step.OBJECT_AFTER] = die
+        with pytest.raises(Died):
+            dying.turn(8)
+    Worker(log, wider).turn(8)
+    assert names(wider) == [name(0, 3, ending=".csv")]
+    assert listed_body(wider, name(0, 3, ending=".csv")) == b'a,b,c\n1,,\n2,,[3]\n,"x,""y""",\n'
+    assert wider.open().canonical(b'{"a": 1}') == b'{"a":"1","b":"","c":""}'
+
+
+@pytest.mark.parametrize("step", [Step.OBJECT_BEFORE, Step.OBJECT_AFTER])
+def test_a_cut_that_has_begun_is_not_finished_in_another_form(make_sink: MakeSink, step: Step) -> None:
+    """Its records would be there twice, under two names."""
+    log, sink = outbox(), make_sink()
+    put(log, *range(3))
+    dying = Worker(log, sink)
+    dying.steps.at[step] = die
+    with pytest.raises(Died):
+        dying.turn(8)
+    with pytest.raises(SinkError, match=r"was begun as jsonl, the sink is declared as jsonl\.gz now"):
+        Worker(log, make_sink(compression="gzip")).turn(8)
+    Worker(log, sink).turn(3)
+    put(log, *range(3, 6))
+    Worker(log, make_sink(compression="gzip")).turn(8)
+    assert names(sink) == [name(0, 3), name(3, 6, ending=".jsonl.gz")]
 
 
 def test_a_manifest_names_what_is_complete_in_order(make_sink: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
