@@ -38,7 +38,7 @@ BUGS = [
                 "                except Taken:\n                    pass\n",
             ),
         ),
-        (CUTS + "test_other_bytes_under_the_key_are_an_error",),
+        ("tests/sinks/test_objects.py::test_other_bytes_under_the_key_are_an_error",),
         "DID NOT RAISE",
     ),
     Bug(
@@ -75,7 +75,9 @@ BUGS = [
                 "            if manifest.epoch > 2**62:\n",
             ),
         ),
-        (CUTS + "test_a_copy_of_the_log_in_use_is_noticed_before_a_second_object_is_put",),
+        (
+            "tests/sinks/test_cuts_of_other_logs.py::test_a_copy_of_the_log_in_use_is_noticed_before_a_second_object_is_put",
+        ),
         "Regex pattern did not match",
     ),
     Bug(
@@ -85,7 +87,7 @@ BUGS = [
                 "sinks/cut_delivery.py", "        if claim.position > bound:\n", "        if claim.position > 2**62:\n"
             ),
         ),
-        (CUTS + "test_a_log_put_back_stops_the_delivery",),
+        ("tests/sinks/test_cuts_of_other_logs.py::test_a_log_put_back_stops_the_delivery",),
         "DID NOT RAISE",
     ),
 ]

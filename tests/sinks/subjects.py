@@ -10,6 +10,7 @@ import gzip
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -143,7 +144,11 @@ def objects_s3(address: str, suffix: str) -> Objects:
 
 
 def _bucket(address: str) -> Any:
-    return S3Store(S3_BUCKET, config=s3_options(address), client_options={"allow_http": True})  # type: ignore[arg-type]
+    # After a crash SeaweedFS answers 500 until its volumes have come back to its master.
+    patient: Any = {"max_retries": 100, "backoff": {"init_backoff": timedelta(milliseconds=300)}}
+    patient |= {"retry_timeout": timedelta(seconds=60)}
+    options: Any = s3_options(address)
+    return S3Store(S3_BUCKET, config=options, client_options={"allow_http": True}, retry_config=patient)
 
 
 def left_in_s3(address: str, suffix: str) -> Sequence[str]:

@@ -237,6 +237,8 @@ class CutDelivery:
         progress = self._agreed(lane, claim, found, here)
         origin.validate(self._log, lane.at, progress.position, progress.mark, self._runs, self._sink.where)
         self._steps.reached(Step.CLAIM_AFTER)
+        if found is not None and progress.cut != found.cut and not self._written_down(lane, progress):
+            return None
         lane.claim, lane.progress = claim, progress
         lane.empty(progress.position)
         self._log.seek(lane.at, progress.position)
@@ -278,7 +280,7 @@ class CutDelivery:
                 f"{self._topic} says {found.position}: the sink was put back from a backup. Nothing was delivered. Put "
                 "back the newer one."
             )
-        if found.cut is not None and found.cut.form != self._form:
+        if found.cut is not None and found.cut.form != self._form and claim.position != found.position:
             raise SinkError(
                 f"{place}: the cut [{found.cut.start}, {found.cut.end}) was begun as {found.cut.form}, the sink is "
                 f"declared as {self._form} now: its records could be there twice. Start the app once as it was, until "
@@ -289,7 +291,8 @@ class CutDelivery:
                 f"{place}: the cut [{found.cut.start}, {found.cut.end}) of {self._outbox} is under way, and the log "
                 f"ends before it: it went back (a backup put back, a tail lost in a power cut). {_CHOICE}"
             )
-        return found
+        # Of a cut that the sink knows nothing of, no byte has left: a record that it refused in the former form, say.
+        return found if found.cut is None else replace(found, cut=replace(found.cut, form=self._form))
 
     def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
         """Ends the claim; another one is tried after a pause that grows."""
