@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.canaries import test_broker, test_processor_and_sinks
+from tests.canaries import test_broker, test_processor_and_sinks, test_receiver
 
 ROOT = Path(__file__).parents[1]
 DUE = [
@@ -34,14 +34,16 @@ DUE = [
     "P5",
     "P11",
     "P14",
+    "S7",
     "S8",
     "S10",
     "S12",
     "S14",
     "S15",
     "S16",
+    "S18",
 ]
-PLANTED = {bug.name for bug in test_broker.BUGS} | {bug.name for bug in test_processor_and_sinks.BUGS}
+PLANTED = {bug.name for tried in (test_broker, test_processor_and_sinks, test_receiver) for bug in tried.BUGS}
 
 
 def rows() -> dict[str, list[str]]:

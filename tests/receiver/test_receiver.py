@@ -146,7 +146,8 @@ def test_while_the_first_runs_the_second_is_told_so(place: Place) -> None:
         here, there = Receiver(app, place.keys()), Receiver(place.app(), place.keys())
         first = asyncio.create_task(post(here, b"x", '"a"'))
         await entered.wait()
-        meanwhile = [await post(here, b"x", '"a"'), await post(there, b"x", '"a"')]
+        async with asyncio.timeout(10):
+            meanwhile = [await post(here, b"x", '"a"'), await post(there, b"x", '"a"')]
         release.set()
         return meanwhile, await first, await post(there, b"x", '"a"')
 
@@ -318,6 +319,18 @@ def test_a_swallowed_error_of_the_database_is_not_taken_for_success(place: Place
     app.status = 409  # an error answer undoes to before the handler, and is kept
     again = run(post(Receiver(app, place.keys()), b"x", '"a"'))
     assert (again.status, again.answer) == (409, "first")
+
+
+def test_without_its_key_nothing_is_committed(place: Place) -> None:
+    """S10: a database that takes the handler's rows and then not the key keeps neither."""
+    run(post(Receiver(place.app(), place.keys()), b"x", '"made"'))
+    if place.kind == "sqlite":
+        place.query("CREATE TRIGGER no BEFORE INSERT ON semel_keys BEGIN SELECT RAISE(ABORT, 'no more keys'); END")
+    else:
+        place.query("ALTER TABLE semel_keys ADD CONSTRAINT no CHECK (key = 'made')")
+    got = run(post(Receiver(place.app(), place.keys()), b"x", '"a"'))
+    assert (got.status, got.json["type"]) == (503, "urn:semel:receiver:keys-unavailable")
+    assert (place.effects("made"), place.effects("a")) == (1, 0)
 
 
 # --- floors -----------------------------------------------------------------------------------------------------------
@@ -493,8 +506,9 @@ def test_postgres_ends_the_transaction_of_a_paused_receiver(kind: str, dsn: str)
         await entered.wait()
         other = Receiver(place.app(), place.keys())
         told = await post(other, b"x", '"a"')
-        while (got := await post(other, b"x", '"a"')).status == 409:
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(5):
+            while (got := await post(other, b"x", '"a"')).status == 409:
+                await asyncio.sleep(0.02)
         release.set()
         return told, got, await paused
 
