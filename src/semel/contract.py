@@ -1,8 +1,11 @@
 """What a sink promises, as data: the type checker reads it, `check` reasons with it, `verify` attacks it.
 
 A contract says how a repeated write is recognised, what is written together, who remembers the position, what
-fences a superseded writer, how an unknown outcome is resolved, and under which setting an acknowledged write
-survives the sink's own crash (DESIGN, Leaving Kafka).
+fences or versions a superseded writer, how an unknown outcome is resolved, how work left in doubt is settled, under
+which setting an acknowledged write survives the sink's own crash, and where the sink forgets (DESIGN, Leaving Kafka).
+
+Invariant: every field can be tried. `semel.testing.contracts` refuses a sink that shows less than its fields say, and
+`guarantees/rules.py` lowers a label that the fields do not carry.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ class Guarantee(StrEnum):
     UNKNOWN = "unknown"
     AT_MOST_ONCE = "at-most-once"
     AT_LEAST_ONCE = "at-least-once"
-    EFFECTIVELY_ONCE = "effectively-once"
+    ONCE_IN_WINDOW = "effectively-once-in-a-window"  # past it the sink has forgotten, and repeats
+    EFFECTIVELY_ONCE = "effectively-once"  # effects may be tried again, and then change nothing
     EXACTLY_ONCE = "exactly-once"
 
     @property
@@ -29,6 +33,11 @@ class Identity(StrEnum):
     """How a repeated write is recognised."""
 
     OFFSET = "incarnation/partition/offset"
+    VERSION = "the row's version (incarnation, offset)"  # an equal or older one changes nothing
+    CUT = "the cut's name: incarnation/partition/[start, end)"  # objects, files, prepared transactions
+    REQUEST_KEY = "the request's key: incarnation/partition/offset"
+    TOKEN = "the insert's token: incarnation/partition/[start, end)"
+    EVENT_ID = "the event id beside each row"  # repeats are stored; `Contract.through` removes them
     NONE = "none"
 
 
@@ -40,11 +49,23 @@ class Atomicity(StrEnum):
     NONE = "none"
 
 
+class PositionIn(StrEnum):
+    """Who remembers how far a delivery is. `Contract.remembers_position` says whether in one step with the rows."""
+
+    SINK = "a row of the sink"
+    DELIVERY_TOPIC = "the delivery topic"
+    GROUP_OFFSETS = "the group's offsets only"
+
+
 class Fence(StrEnum):
-    """What stops a superseded owner from writing."""
+    """What stops a superseded owner from writing, or takes the effect from what it writes."""
 
     EPOCH_IN_TRANSACTION = "owner epoch compared inside the sink's transaction"
     GROUP_GENERATION = "group generation, checked with the offsets of the transaction"
+    OLDER_VERSION_LOSES = "each row's version, compared by the sink"
+    CREATE_ONLY = "create-only writes: what is there is never replaced"
+    FIRST_ANSWER = "the receiver answers a used key, and all below the sender's floor, without doing it again"
+    TRANSACTIONAL_ID = "the delivery topic's transactional id, before every decision"
     NONE = "none"
 
 
@@ -53,7 +74,33 @@ class Resolution(StrEnum):
 
     READ_POSITION_AFTER_CLAIM = "claim a higher epoch, then read the position back"
     COMMITTED_OFFSETS = "read the stable committed offsets, start again from them"
+    SEND_AGAIN = "send the same again under the same identity"
+    READ_BACK = "read back what lies under the name, compare, else send the same again"
+    READ_DECISION = "read the decision record after the claim"
     NONE = "none"
+
+
+class Settlement(StrEnum):
+    """What becomes of work that a former owner left in doubt."""
+
+    ROLLED_BACK = "the sink rolls back what was not committed; the claim waits for it"
+    REPEATED = "whatever of it is there, the same is sent again and changes nothing"
+    CUT_REPEATED = "its cut was written down first; the same cut is sent again and changes nothing"
+    DECIDED = "the new owner reads the decision record, then commits or rolls back"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Where a sink forgets that it has seen a write: the first of the two that is reached. None: no bound of it."""
+
+    seconds: float | None = None
+    inserts: int | None = None
+
+    def __str__(self) -> str:
+        told = [f"{self.seconds:g} s"] if self.seconds is not None else []
+        told += [f"{self.inserts:,} inserts"] if self.inserts is not None else []
+        return " or ".join(told) or "a window that is not told"
 
 
 class Mode(StrEnum):
@@ -72,10 +119,14 @@ class Contract:
     guarantee: Guarantee  # the most that a path ending here can have
     identity: Identity
     atomicity: Atomicity
-    remembers_position: bool  # the position lies in the sink, in the same transaction as the rows
+    remembers_position: bool  # the position changes in the same transaction as the rows
     fence: Fence
     resolution: Resolution
     durability: str  # the setting under which an acknowledged write survives the sink's own crash
+    position: PositionIn = PositionIn.GROUP_OFFSETS
+    settlement: Settlement = Settlement.NONE
+    window: Window | None = None  # where the sink forgets what it has seen; None: never
+    through: str = ""  # Deduplicated: the view or step behind which each record is there once
 
 
 # The contracts as types: `Sink[V, Once]` is accepted by `write`, `Sink[V, Weak]` only with `accept=`.
@@ -84,11 +135,31 @@ class Kind:
 
 
 class Once(Kind):
-    """Each committed record has its effect once."""
+    """Each committed record has its effect once, as far as the sink's contract reaches."""
 
 
 class Transactional(Once):
     """Rows and position in one transaction of the sink."""
+
+
+class Versioned(Once):
+    """An older write loses against a newer one; deletes leave a tombstone."""
+
+
+class Keyed(Once):
+    """The same key holds the same bytes for ever."""
+
+
+class Windowed(Once):
+    """A repeated write is recognised for a while: `Contract.window`."""
+
+
+class TwoPhase(Once):
+    """Prepared at the sink, decided in the log, then committed; who takes over settles it."""
+
+
+class Deduplicated(Once):
+    """Appended with an event id; `Contract.through` removes the repeats."""
 
 
 class Weak(Kind):

@@ -111,6 +111,7 @@ class Step(StrEnum):
     # Refusals: a superseded owner tried and was told no. Counted, so that a proof can say that it was tried.
     LOG_FENCED = "fenced.log"  # the log refused this worker's transaction
     SINK_FENCED = "fenced.sink"  # the sink refused this delivery's batch
+    SINK_STALE = "stale.sink"  # rows of this delivery's batch were as old as what the sink holds: without effect
 
 
 class Steps(Protocol):

@@ -13,11 +13,18 @@ import pytest
 
 OPENING = """
 from __future__ import annotations
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import assert_type
+from typing import Generic, TypeVar, assert_type
 from semel import App, AtLeastOnce, Builder, Stream, Table, TestDriver, Topic
+from semel.contract import (
+    Contract, Deduplicated, Guarantee, Keyed, Kind, Transactional, TwoPhase, Versioned, Weak, Windowed
+)
+from semel.ports import SinkConnection, Steps
 from semel.sinks import Lines, Postgres, SQLite
+from semel.sinks.positions import transactional
+
+K = TypeVar("K", bound=Kind)
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -30,6 +37,26 @@ class Total:
     total: Decimal
 
 orders = Topic("orders", key=int, value=Order, time=lambda o: int(o.amount))
+class Of(Generic[K]):
+    # A sink of which only the contract's type counts.
+
+    name = where = "x"
+    key = None
+
+    def __init__(self, kind: type[K], contract: Contract) -> None:
+        self.kind, self.contract = kind, contract
+
+    def encode_key(self, value: object) -> bytes | None: return None
+    def encode_deleted(self, key: object) -> bytes: return b""
+    def encode_value(self, value: object) -> bytes: return b""
+    def renamed(self, suffix: str) -> Of[K]: raise NotImplementedError
+    def open(self, steps: Steps) -> SinkConnection: raise NotImplementedError
+
+def of(kind: type[K], guarantee: Guarantee) -> Of[K]:
+    made = Of(kind, replace(transactional("x"), guarantee=guarantee))
+    made.name = kind.__name__
+    return made
+
 totals = Topic("totals", key=str, value=Total)
 names = Topic("names", key=int, value=str)
 """
@@ -46,6 +73,13 @@ def billing(b: Builder) -> None:
     t.write(Postgres("postgresql://h/d", "t", key="customer"))
     t.write(SQLite("f.db", "u"))
     t.write(Lines("f"), accept=AtLeastOnce("lines may repeat"))
+    t.write(of(Transactional, Guarantee.EXACTLY_ONCE))
+    t.write(of(Versioned, Guarantee.EFFECTIVELY_ONCE))
+    t.write(of(Keyed, Guarantee.EFFECTIVELY_ONCE))
+    t.write(of(Windowed, Guarantee.ONCE_IN_WINDOW))
+    t.write(of(TwoPhase, Guarantee.EXACTLY_ONCE))
+    t.write(of(Deduplicated, Guarantee.EFFECTIVELY_ONCE))
+    t.write(of(Weak, Guarantee.AT_LEAST_ONCE), accept=AtLeastOnce("it may repeat"))
     assert_type(read.key_by(lambda o: o.customer).count(name="n"), Table[str, int])
     assert_type(read.map_values(lambda o: o.amount).reduce(lambda a, b: a + b, name="sum"), Table[int, Decimal])
     assert_type(read.flat_map(lambda k, o: [o.customer] * k), Stream[int, str])
@@ -66,6 +100,8 @@ def wrong(b: Builder) -> None:
     t.write(totals)  # error: Decimal is no Total
     t.map(Total).write(names)  # error: not a topic of Total
     t.map(Total).write(Lines("f"))  # error: a weak sink wants accept=
+    t.map(Total).write(of(Weak, Guarantee.AT_LEAST_ONCE))  # error: so does any other
+    t.map(Total).write(of(Kind, Guarantee.EXACTLY_ONCE))  # error: a kind that says nothing
     b.read(names).filter(lambda name: name.amount > 0)  # error: str has no amount
     b.read(orders).key_by(lambda o: o.client)  # error: no such field
     b.read(orders).fold(0, lambda acc, o: acc + o.customer, name="u")  # error: int + str

@@ -185,13 +185,13 @@ def _told(at: _At, plan: Plan, to: To) -> Iterator[str]:
 
 def _demanded(at: _At, plan: Plan, layout: Layout) -> Iterator[str]:
     """What a sink must be told before it takes from an outbox that was made anew: a position is reset by a person."""
-    from semel.contract import DeliveryId, LogIdentity
+    from semel.contract import DeliveryId, LogIdentity, PositionIn
     from semel.sinks.positions import TABLE, fresh_start
 
     emptied = {waiting.name for waiting in plan.emptied}
     for write in at.graph.writes():
         sink: Any = write.sink
-        if sink is None or write.outbox not in emptied or not sink.contract.remembers_position:
+        if sink is None or write.outbox not in emptied or sink.contract.position is not PositionIn.SINK:
             continue
         emptied.discard(write.outbox)  # one outbox per sink, however many writes
         here = LogIdentity(layout.ids[write.outbox], layout.partitions[write.outbox])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from semel.contract import Guarantee, Mode
+from semel.contract import Atomicity, Contract, Guarantee, Mode, Settlement
 from semel.guarantees import rules
 from semel.guarantees.rules import Facts, Finding, LogKind, combined
 from semel.streams.graph import Fold, Graph, InternalKind, Node, Read, Repartition, Write
@@ -123,9 +123,22 @@ def _boundary(f: Facts, guarantee: Guarantee) -> str:
         return log if f.contract is None else f"{log}; then the sink"
     if f.contract is None:
         return f"{log}, up to the reader of {f.write.target}, who must read committed"
-    if f.contract.remembers_position and guarantee.rank >= Guarantee.EFFECTIVELY_ONCE.rank:
-        return f"{log}, then one of the sink with rows and position"
-    return f"{log}, up to {f.write.outbox}; behind it the sink is on its own"
+    if guarantee.rank < Guarantee.ONCE_IN_WINDOW.rank:
+        return f"{log}, up to {f.write.outbox}; behind it the sink is on its own"
+    return f"{log}, then {_at_the_sink(f.contract)}"
+
+
+def _at_the_sink(c: Contract) -> str:
+    """Where the effect of a record is once, when the log's transaction has ended."""
+    if c.remembers_position:
+        return "one of the sink with rows and position"
+    if c.settlement is Settlement.DECIDED:
+        return "one of the sink that is prepared first and decided by a record of the log"
+    if c.through:
+        return f"up to {c.through}: before it rows can be there twice"
+    what = "each batch" if c.atomicity is Atomicity.BATCH else "each record"
+    forgets = f", until it forgets ({c.window})" if c.window is not None else ""
+    return f"{what} at the sink by {c.identity}{forgets}"
 
 
 def _notes(given: Circumstances) -> Sequence[str]:

@@ -11,7 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from semel.contract import AtMostOnce, Atomicity, Contract, Fence, Guarantee, Identity, Mode, Resolution
+from semel.contract import (
+    AtMostOnce,
+    Atomicity,
+    Contract,
+    Fence,
+    Guarantee,
+    Identity,
+    Mode,
+    PositionIn,
+    Resolution,
+    Settlement,
+)
 from semel.streams.graph import Fold, Node, Read, Repartition, Write
 
 G = Guarantee
@@ -57,7 +68,7 @@ class Rule:
 def combined(findings: Sequence[Finding]) -> Guarantee:
     """What all findings together allow. What may lose and may also repeat is none of the named guarantees: unknown."""
     allowed = {finding.allows for finding in findings if finding.allows is not None}
-    if {G.AT_LEAST_ONCE, G.AT_MOST_ONCE} <= allowed:
+    if G.AT_MOST_ONCE in allowed and allowed & {G.AT_LEAST_ONCE, G.ONCE_IN_WINDOW}:
         return G.UNKNOWN
     return min(allowed, key=lambda guarantee: guarantee.rank, default=G.UNKNOWN)
 
@@ -124,8 +135,9 @@ def what_the_contract_says(f: Facts) -> Finding | None:
     c = f.contract
     if c is None:
         return None
-    if c.guarantee in (G.EXACTLY_ONCE, G.EFFECTIVELY_ONCE):
-        return Finding(c.guarantee, f"{c.name}: {_held_by(c)}")
+    if c.guarantee.rank > G.AT_LEAST_ONCE.rank:
+        raises = "" if c.guarantee is G.EXACTLY_ONCE else f"a sink that keeps the position beside the rows {BESIDE}"
+        return Finding(c.guarantee, f"{c.name}: {_held_by(c)}", raises)
     if c.guarantee is G.UNKNOWN:
         return Finding(
             G.UNKNOWN,
@@ -135,8 +147,11 @@ def what_the_contract_says(f: Facts) -> Finding | None:
     return Finding(
         c.guarantee,
         f"{c.name}: {'repeats' if c.guarantee is G.AT_LEAST_ONCE else 'losses'} are not kept out by this sink",
-        "a sink that keeps the position beside the rows (Postgres, SQLite)",
+        f"a sink that keeps the position beside the rows {BESIDE}",
     )
+
+
+BESIDE = "(Postgres, MariaDB, SQLite)"
 
 
 def _held_by(c: Contract) -> str:
@@ -145,28 +160,95 @@ def _held_by(c: Contract) -> str:
         held.append("rows and position in one transaction of the sink")
     elif c.identity is not Identity.NONE:
         held.append(f"a repeated write is recognised by {c.identity}")
+        held.append(f"the position is in {c.position}")
     if c.fence is not Fence.NONE:
         held.append(f"fenced by: {c.fence}")
+    if c.settlement not in (Settlement.NONE, Settlement.ROLLED_BACK):
+        held.append(f"what was left in doubt: {c.settlement}")
     return "; ".join(held) or c.name
+
+
+def what_the_sink_forgets(f: Facts) -> Finding | None:
+    """A window is never left out: past it a repeat, or a zombie, has its effect a second time (FAULTS S7)."""
+    c = f.contract
+    if c is None or c.window is None:
+        return None
+    return Finding(
+        G.ONCE_IN_WINDOW,
+        f"{c.name} forgets what it has seen after {c.window}: a retry, a replay or a zombie that comes later has its "
+        "effect again",
+        "a window longer than any outage, which no sink can promise; or a sink that never forgets",
+    )
+
+
+def behind_a_view(f: Facts) -> Finding | None:
+    c = f.contract
+    if c is None or not c.through:
+        return None
+    return Finding(
+        G.EFFECTIVELY_ONCE,
+        f"{c.name}: rows are appended, repeats among them; {c.through} removes them, by {c.identity}: once there, and "
+        "nowhere before it",
+    )
 
 
 def what_the_contract_lacks(f: Facts) -> Finding | None:
     """A label is not trusted: a contract whose parts cannot carry it is lowered to what they carry."""
-    c = f.contract
-    if c is None or c.guarantee.rank <= G.AT_LEAST_ONCE.rank:
+    return None if f.contract is None else lowered(f.contract)
+
+
+def lowered(c: Contract) -> Finding | None:
+    """None: the fields carry the label. The contract kit refuses any other contract."""
+    if c.guarantee.rank < G.AT_LEAST_ONCE.rank:
         return None
+    if not c.durability:
+        return Finding(
+            G.UNKNOWN,
+            f"{c.name} claims {c.guarantee}, but nothing says when what it acknowledged survives its own crash: "
+            "what it forgets there is lost",
+            "a sink that says under which setting an acknowledged write is durable",
+        )
+    if c.guarantee is G.AT_LEAST_ONCE:
+        return None
+    if lacks := _lacks(c):
+        return Finding(G.AT_LEAST_ONCE, f"{c.name} claims {c.guarantee}, but {'; '.join(lacks)}", "another sink")
+    if c.guarantee is G.EXACTLY_ONCE and not c.remembers_position and c.settlement is not Settlement.DECIDED:
+        return Finding(
+            G.EFFECTIVELY_ONCE,
+            f"{c.name} claims {c.guarantee}, but rows and position are not decided together: effects are tried again, "
+            "and then change nothing",
+            "rows and position in one transaction of the sink, or a decision record",
+        )
+    return None
+
+
+def _lacks(c: Contract) -> list[str]:
+    """What keeps this contract from being more than at-least-once."""
     lacks = []
+    appends = c.identity is Identity.EVENT_ID  # fenced by nobody: a zombie's rows are repeats like any other
     if c.identity is Identity.NONE and not c.remembers_position:
         lacks.append("nothing recognises a repeated write")
-    if c.fence is Fence.NONE:
+    if appends and not c.through:
+        lacks.append("no view and no step removes the repeats")
+    if c.identity is Identity.TOKEN and c.window is None:
+        lacks.append("a token is forgotten some time, and the window is not told")
+    if c.guarantee is G.ONCE_IN_WINDOW and c.window is None:
+        lacks.append("the window is not told")
+    if c.atomicity is Atomicity.NONE:
+        lacks.append("a part of a record can be visible")
+    if c.remembers_position and c.atomicity is not Atomicity.BATCH:
+        lacks.append("rows and position are not visible together")
+    if c.remembers_position and c.position is not PositionIn.SINK:
+        lacks.append(f"the position is in {c.position}, so not in the transaction of the rows")
+    if c.fence is Fence.NONE and not appends:
         lacks.append("nothing stops a superseded owner")
     if c.resolution is Resolution.NONE:
         lacks.append("an unknown outcome stays unknown")
-    if c.remembers_position and c.atomicity is not Atomicity.BATCH:
-        lacks.append("rows and position are not visible together")
-    if not lacks:
-        return None
-    return Finding(G.AT_LEAST_ONCE, f"{c.name} claims {c.guarantee}, but {'; '.join(lacks)}", "another sink")
+    if c.settlement is Settlement.NONE:
+        lacks.append("nobody settles what a former owner left in doubt")
+    if c.identity is Identity.CUT and c.position is PositionIn.GROUP_OFFSETS:
+        lacks.append("a cut is written down nowhere: after a crash other cuts are made")
+    return lacks
 
 
 def what_was_accepted(f: Facts) -> Finding | None:
@@ -202,7 +284,7 @@ def durability_os(f: Facts) -> Finding | None:
         return None
     behind = (
         "; the delivery then finds its position beyond the log, stops and says so"
-        if f.contract is not None and f.contract.remembers_position
+        if f.contract is not None and f.contract.position is not PositionIn.GROUP_OFFSETS
         else ""
     )
     return Finding(
@@ -225,7 +307,9 @@ RULES = (
     Rule("folds do not forget", folds_do_not_forget, "DESIGN §2, law 6"),
     Rule("repartition", through_a_repartition, "DESIGN §5"),
     Rule("contract", what_the_contract_says, "DESIGN, Leaving Kafka"),
-    Rule("contract without its parts", what_the_contract_lacks, "FAULTS S1, S8, S10"),
+    Rule("where the sink forgets", what_the_sink_forgets, "FAULTS S7"),
+    Rule("a view or step removes repeats", behind_a_view, "DESIGN, Leaving Kafka"),
+    Rule("contract without its parts", what_the_contract_lacks, "FAULTS S1, S3, S4, S8, S10, S13"),
     Rule("accepted", what_was_accepted, "DESIGN §5"),
     Rule("outbox", behind_an_outbox, "FAULTS P5, S15"),
     Rule("the sink's own crash", at_the_sinks_own_crash, "FAULTS S13"),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from semel.contract import Accept, AtMostOnce, Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Accept, AtMostOnce, Claim, DeliveryId, LogIdentity, PositionIn, Row
 from semel.ports import (
     Done,
     Fenced,
@@ -90,7 +90,7 @@ class Delivery:
         self._app, self._outbox, self._value_type = app, outbox, value_type
         self._sole_owner = sole_owner
         self._at_most_once = isinstance(accept, AtMostOnce)
-        self._remembers = sink.contract.remembers_position
+        self._remembers = sink.contract.position is PositionIn.SINK
         self._steps = steps or NoSteps()
         self._say = say
         self._connection = sink.open(self._steps)

@@ -12,7 +12,18 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from semel.contract import Atomicity, Contract, DeliveryId, Fence, Guarantee, Identity, LogIdentity, Resolution
+from semel.contract import (
+    Atomicity,
+    Contract,
+    DeliveryId,
+    Fence,
+    Guarantee,
+    Identity,
+    LogIdentity,
+    PositionIn,
+    Resolution,
+    Settlement,
+)
 from semel.sinks.sink import Diverged
 
 TABLE = "semel_positions"
@@ -29,6 +40,8 @@ def transactional(durability: str) -> Contract:
         fence=Fence.EPOCH_IN_TRANSACTION,
         resolution=Resolution.READ_POSITION_AFTER_CLAIM,
         durability=durability,
+        position=PositionIn.SINK,
+        settlement=Settlement.ROLLED_BACK,
     )
 
 

@@ -295,7 +295,7 @@ class Stream(Generic[K, V]):
                 f"two sinks are named {to.name!r}: they would share one outbox. Give one of them name=…, or "
                 "use the same sink object twice.",
             )
-        weak = contract.guarantee.rank < Guarantee.EFFECTIVELY_ONCE.rank
+        weak = contract.guarantee.rank < Guarantee.ONCE_IN_WINDOW.rank
         if weak and accept is None:
             raise GraphError(
                 place,
