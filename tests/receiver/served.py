@@ -1,4 +1,4 @@
-"""A receiver of `apps.py` as a child process: started, killed, stopped and started again on one port."""
+"""A receiver as a child process (of `apps.py`, or of another module): started, killed, stopped, on one port."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ START_S = 30.0
 
 
 class Served:
-    def __init__(self, kind: str, address: str, folder: Path, **environ: str) -> None:
-        self.kind, self.address, self.environ = kind, address, environ
+    def __init__(
+        self, kind: str, address: str, folder: Path, module: str = "tests.receiver.apps", **environ: str
+    ) -> None:
+        self.kind, self.address, self.module, self.environ = kind, address, module, environ
         self.port = free_port()
         self.said = folder / f"said-{kind}-{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -32,7 +34,7 @@ class Served:
     def start(self) -> None:
         with self.said.open("ab") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.receiver.apps", self.kind, self.address, str(self.port)],
+                [sys.executable, "-m", self.module, self.kind, self.address, str(self.port)],
                 cwd=ROOT,
                 env={**os.environ, **self.environ},
                 stdout=said,
