@@ -1,4 +1,4 @@
-"""Planted bugs in the receiver: each takes one mechanism out of a copy of the source; the named test must then fail."""
+"""Planted bugs in the receiver and in the HTTP sink: each takes one mechanism out of a copy of the source; the named test must then fail."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.canaries.test_processor_and_sinks import Bug, Edit
 
 RECEIVER = "tests/receiver/test_receiver.py::"
 HISTORIES = "tests/receiver/test_histories.py::TestHistories"
+HTTP = "tests/sinks/test_http.py::"
 
 BUGS = [
     Bug(
@@ -106,6 +107,51 @@ BUGS = [
         ),
         (RECEIVER + "test_while_the_first_runs_the_second_is_told_so[postgres]",),
         "TimeoutError",
+    ),
+    Bug(
+        "S18: the sink announces the request's own offset as the floor",
+        (
+            Edit(
+                "sinks/http_connection.py",
+                "                floor = self._open[0]\n",
+                "                floor = row.offset\n",
+            ),
+        ),
+        (HTTP + "test_the_floor_waits_for_the_slowest",),
+    ),
+    Bug(
+        "S7: each try has a key of its own",
+        (
+            Edit(
+                "sinks/http_connection.py",
+                """f'"{self._place}/{row.offset}"'}""",
+                """f'"{self._place}/{row.offset}-{time.monotonic_ns()}"'}""",
+            ),
+        ),
+        (HTTP + "test_an_answer_that_never_comes_is_unknown",),
+    ),
+    Bug(
+        "S8: a request without an answer is taken for done",
+        (
+            Edit(
+                "sinks/http_connection.py",
+                '            return Again(f"no answer: {str(why) or type(why).__name__}", unknown=True)\n',
+                "            return Answered()\n",
+            ),
+        ),
+        (HTTP + "TestHTTP::test_a_commit_that_never_arrived_is_mended",),
+        "efused",
+    ),
+    Bug(
+        "S16: the key does not name the topic's id",
+        (
+            Edit(
+                "sinks/http_connection.py",
+                'f"{claim.log.topic_id}.{claim.log.partitions}.{claim.incarnation}"',
+                'f"log.{claim.log.partitions}.{claim.incarnation}"',
+            ),
+        ),
+        (HTTP + "test_a_topic_made_anew_has_other_keys",),
     ),
 ]
 
