@@ -1,4 +1,4 @@
-"""Planted bugs in the receiver and in the HTTP sink: each takes one mechanism out of a copy of the source; the named test must then fail."""
+"""Planted bugs in the receiver and the HTTP sink: each takes out one mechanism; the named test must then fail."""
 
 from __future__ import annotations
 
