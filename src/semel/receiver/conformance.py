@@ -259,11 +259,11 @@ def key_reused_elsewhere(probe: Probe, means: Means) -> None:
 )
 def key_running(probe: Probe, means: Means) -> None:
     effect, key = probe.name(), quoted(probe.name())
-    first = probe.started(lambda: probe.post(effect, key, sleep_ms=1500))
+    first = probe.started(lambda: probe.post(effect, key, sleep_ms=2000))
     probe.pause(0.5)
     meanwhile = probe.post(effect, key)
     answered = succeeded(first(), "the slow first request")
-    refused(meanwhile, 409, "the same request, sent 0.5 s into the 1.5 s of the first,")
+    refused(meanwhile, 409, "the same request, sent 0.5 s into the 2 s of the first,")
     want("retry-after" in meanwhile.headers, "the 409 has no Retry-After")
     same(answered, probe.post(effect, key), "the request after that")
     effects(probe, effect, 1, "after three requests with one key")
@@ -456,8 +456,8 @@ def expiry_below_floor(probe: Probe, means: Means) -> None:
 def expiry_not_before(probe: Probe, means: Means) -> None:
     effect, key = probe.name(), quoted(probe.name())
     first = succeeded(probe.post(effect, key))
-    probe.pause(_expires_s(means) * 0.5)
-    same(first, probe.post(effect, key), "the repetition at half of its time")
+    probe.pause(_expires_s(means) * 0.3)
+    same(first, probe.post(effect, key), "the repetition at a third of its time")
 
 
 def _expires_s(means: Means) -> float:
