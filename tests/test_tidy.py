@@ -51,7 +51,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 }
 # What single files may import beyond their room: a system's sink its client, the app its host (inside `run` only).
 GUESTS: dict[str, set[str]] = {
+    "sinks/postgres_session.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},
+    "sinks/postgres_versioned_connection.py": {"psycopg"},
+    "sinks/mariadb_connection.py": {"pymysql"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }

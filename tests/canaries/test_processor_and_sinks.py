@@ -120,7 +120,7 @@ BUGS = [
         (
             Edit(
                 "sinks/postgres_connection.py",
-                'return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {_brief(why)}")',
+                'return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")',
                 "return Done()",
             ),
         ),
@@ -164,8 +164,8 @@ BUGS = [
     ),
     Bug(
         "S14: the holder of the lock is left alone",
-        (Edit("sinks/postgres_connection.py", "SELECT pg_terminate_backend(%s)", "SELECT %s"),),
-        (DELIVERY + "test_postgres_a_claim_puts_out_an_owner_that_stands_in_its_transaction",),
+        (Edit("sinks/postgres_session.py", "SELECT pg_terminate_backend(%s)", "SELECT %s"),),
+        (DELIVERY + "test_postgres_a_claim_puts_out_an_owner_that_stands_in_the_middle_of_a_copy",),
     ),
     Bug(
         "S15: the outbox is partitioned by the stream's key",

@@ -15,7 +15,7 @@ import psycopg
 
 from semel.host.postgres import PostgresServer
 from semel.ports import SinkConnection
-from semel.sinks import Postgres, SQLite
+from semel.sinks import Postgres, PostgresVersioned, SQLite
 from semel.testing.contracts import Subject, lost_at_the_call, over_the_wire
 
 HAND_OVER_S = 2.0
@@ -98,6 +98,16 @@ def read_postgres(address: str, suffix: str) -> Iterable[tuple[str, int]]:
         return connection.execute(f'SELECT id, n FROM "entries{suffix}"').fetchall()  # type: ignore[arg-type]
 
 
+def postgres_versioned(address: str, suffix: str) -> PostgresVersioned:
+    return PostgresVersioned(address, "entries", key="id", hand_over_s=HAND_OVER_S).renamed(suffix)
+
+
+def read_live(address: str, suffix: str) -> Iterable[tuple[str, int]]:
+    """Without tombstones, as the view has it."""
+    with psycopg.connect(address) as connection:
+        return connection.execute(f'SELECT id, n FROM "entries_live{suffix}"').fetchall()  # type: ignore[arg-type]
+
+
 def left_in_postgres(address: str, suffix: str) -> Sequence[str]:
     """Tables that were not dropped, prepared transactions, and sessions of this database that sit in a transaction."""
     with psycopg.connect(address) as connection:
@@ -124,7 +134,7 @@ def postgres_subject(make: Callable[[str, str], Any], server: PostgresServer, ad
     return Subject(
         make=make,
         address=address,
-        read=read_postgres,
+        read=read_live if make is postgres_versioned else read_postgres,
         orphans=left_in_postgres,
         loses=lambda: over_the_wire(server.port, b"COMMIT", lambda port: at_port(address, port)),
         crash=crash,

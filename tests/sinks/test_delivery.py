@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from semel.sinks import Lines, Postgres
 from semel.sinks.delivery import REPEAT_MS, Delivery
 from semel.sinks.sink import Diverged, SinkError
 from tests.sinks.conftest import MakeSink
-from tests.sinks.values import Total, claimed, delivery, held, opened, rows, totals
+from tests.sinks.values import Total, claimed, deleted, delivery, held, opened, rows, totals
 from tests.support.outboxlog import OutboxLog, OutboxSession
 from tests.support.tcpproxy import TcpProxy
 
@@ -573,6 +574,28 @@ def test_postgres_a_claim_puts_out_an_owner_that_stands_in_the_middle_of_a_copy(
         assert heir.write(taken, 0, 200, "r", batch) == Done()
     assert isinstance(stuck.write(claim, 0, 200, "r", batch), NotDone)
     assert len(held(heir)) == 200
+
+
+def test_postgres_ends_an_owner_that_stands_behind_its_rows_by_itself(make_postgres: MakeSink) -> None:
+    """S14, without any claimer: the server's clock of idle transactions runs while an owner stands behind the rows of a
+    small batch. It did not: psycopg's pipeline leaves it stopped (found by the contract kit)."""
+
+    class Standing:
+        def reached(self, step: Step) -> None:
+            if step is Step.ROWS_AFTER:
+                other = psycopg.connect(sink.dsn, autocommit=True)
+                ended = time.monotonic() + 10
+                while other.execute(
+                    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+                ).fetchone():
+                    assert time.monotonic() < ended, "the server lets it stand"
+                other.close()
+
+    sink = make_postgres(key="customer")
+    connection = opened(sink, steps=Standing())
+    claim = claimed(connection, sink)
+    batch = [*rows(sink, [Total("a", 1)]), deleted(sink, "b", 1)]
+    assert isinstance(connection.write(claim, 0, 2, "r", batch), NotDone)
 
 
 def test_postgres_an_owner_whose_connection_is_new_claims_again(make_postgres: MakeSink) -> None:

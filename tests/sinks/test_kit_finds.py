@@ -49,6 +49,23 @@ def test_a_position_outside_the_transaction_is_found_by_killed_processes(tmp_pat
         run(subjects.sqlite_subject(planted.position_outside_sqlite, tmp_path), processes.crashes)
 
 
+def test_a_sink_that_forgets_and_names_no_window_is_found(tmp_path: Path) -> None:
+    """S7: what it recognises a repeat by is gone after a while. With a window in its contract that is what it said."""
+    import sqlite3
+
+    def forget(address: str, suffix: str) -> None:
+        connection = sqlite3.connect(address)
+        with connection:
+            connection.execute(f'UPDATE "semel_positions{suffix}" SET position = 0')
+        connection.close()
+
+    subject = replace(subjects.sqlite_subject(subjects.sqlite_appended, tmp_path), forget=forget)
+    with pytest.raises(Refused, match="without a window"):
+        run(subject, trials.forgets)
+    said = planted.claiming(subjects.sqlite_appended, replace(WHOLE, window=Window(60)), words.Windowed)
+    run(replace(subject, make=said), trials.forgets)
+
+
 FIELDS: list[dict[str, Any]] = [
     {"name": "Twice"},
     {"guarantee": Guarantee.AT_LEAST_ONCE},

@@ -245,6 +245,50 @@ def test_postgres_real_would_round(make_postgres: MakeSink) -> None:
         opened(make_postgres(), Ratio)
 
 
+ROUNDED: list[tuple[str, Any, Any, Any]] = [
+    # the column, the field's type, a value that it holds, one that it would change silently
+    ("numeric(9,2)", Decimal, Decimal("1.50"), Decimal("1.005")),
+    ("numeric(9,2)", float, 0.25, 0.125),
+    ("numeric(9)", Decimal, Decimal("7.0"), Decimal("7.5")),
+    ("numeric(2,-3)", int, 12_000, 12_345),
+    ("timestamp(3) with time zone", datetime, EVERYTHING.at.replace(microsecond=5_000), EVERYTHING.at),
+    ("timestamp(0)", datetime, datetime(2013, 1, 1), datetime(2013, 1, 1, 0, 0, 0, 1)),
+    ("time(0)", time, time(5, 15), time(5, 15, 0, 500_000)),
+    ("interval(0)", timedelta, timedelta(days=1, seconds=2), timedelta(seconds=2.5)),
+    ("varchar(3)", str, "abc", "abc "),
+    ("char(3)", str, "a", "a "),
+]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "held_", "changed"), ROUNDED, ids=[f"{c}-{k.__name__}" for c, k, *_ in ROUNDED]
+)
+def test_postgres_what_a_column_would_round_is_refused(
+    make_postgres: MakeSink, column: str, kind: Any, held_: Any, changed: Any
+) -> None:
+    """A column of fewer digits takes what it holds; what it would change without a word is refused by its offset."""
+    value_type = msgspec.defstruct("Rounded", [("v", kind)])
+    execute(make_postgres, f"CREATE TABLE totals (v {column})")
+    sink = make_postgres()
+    connection = opened(sink, value_type)
+    claim = claimed(connection, sink)
+    for count in (1, 150):
+        good = rows(sink, [value_type(held_)] * count)
+        with pytest.raises(RowRefused, match=r"column 'v' cannot hold") as refused:
+            connection.write(claim, 0, 200, "r", [*good, *rows(sink, [value_type(changed)], 190)])
+        assert refused.value.offset == 190
+    assert connection.write(claim, 0, 1, "r", rows(sink, [value_type(held_)])) == Done()
+    shown = [row.rstrip(b' "}') for row in connection.rows()]  # char(n) is shown with its padding
+    assert shown == [connection.canonical(sink.encode_value(value_type(held_))).rstrip(b' "}')]
+
+
+def test_postgres_an_interval_of_some_fields_is_refused(make_postgres: MakeSink) -> None:
+    """It would drop the others."""
+    execute(make_postgres, "CREATE TABLE totals (v interval day to minute)")
+    with pytest.raises(SinkError, match="'v' is interval day to minute, wanted is interval"):
+        opened(make_postgres(), msgspec.defstruct("Took", [("v", timedelta)]))
+
+
 def test_postgres_with_nul_in_a_text_refuses_the_record(make_postgres: MakeSink) -> None:
     """Postgres cannot hold it; the record is named, in a small batch and in a large one."""
     sink = make_postgres()
@@ -409,7 +453,8 @@ def test_a_missing_extra_says_its_install_line(monkeypatch: pytest.MonkeyPatch) 
     """Without psycopg the declaration works, opening says what to do."""
     import sys
 
-    monkeypatch.delitem(sys.modules, "semel.sinks.postgres_connection", raising=False)
+    for name in ("connection", "session"):
+        monkeypatch.delitem(sys.modules, f"semel.sinks.postgres_{name}", raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     sink = Postgres("postgresql://h/d", "totals")
     with pytest.raises(UsageError, match=r"pip install 'semel\[postgres\]'"):

@@ -280,7 +280,7 @@ class Storm:
 
     def _refusals(self, slot: Slot) -> int:
         hits = slot.child.hits()
-        return hits[Step.LOG_FENCED] + hits[Step.SINK_FENCED]
+        return hits[Step.LOG_FENCED] + hits[Step.SINK_FENCED] + hits[Step.SINK_STALE]
 
     def _arm(self, slot: Slot) -> None:
         assert slot.fault is not None

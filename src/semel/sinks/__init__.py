@@ -2,7 +2,9 @@
 
 from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
+from semel.sinks.mariadb import MariaDB
 from semel.sinks.postgres import Postgres
+from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["HTTP", "Lines", "Postgres", "SQLite"]
+__all__ = ["HTTP", "Lines", "MariaDB", "Postgres", "PostgresVersioned", "SQLite"]

@@ -64,6 +64,20 @@ NO_KEY = frozenset(("bpchar", "citext", "json", "jsonb", "timetz", "interval"))
 POSTGRES = Dialect(CREATED, HOLDS, ACCEPTS, NO_KEY)
 
 
+def limits(type_text: str) -> Mapping[str, Any]:
+    """What of `Found` the modifiers of a type say: numeric(9,2), timestamp(3) with time zone, varchar(20). Beyond them
+    Postgres rounds, or cuts blanks off, and says nothing."""
+    name, _, rest = type_text.partition("(")
+    said = [int(part) for part in rest.partition(")")[0].split(",") if part.strip().lstrip("-").isdigit()]
+    if name == "numeric" and said:
+        return {"length": said[0], "scale": said[1] if len(said) > 1 else 0}
+    if name.startswith(("timestamp", "time", "interval")):
+        return {"scale": said[0]} if said else {}
+    if name in ("character varying", "character"):
+        return {"length": said[0] if said else None, "pads": name == "character"}
+    return {}
+
+
 # --- values as Postgres reads them in text ------------------------------------------------------------------------
 
 

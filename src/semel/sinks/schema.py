@@ -7,12 +7,15 @@ committed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 from semel.sinks.columns import Column, ColumnType
-from semel.sinks.sink import SinkError
+from semel.sinks.rows import Convert
+from semel.sinks.sink import EXACT, SinkError
 
 
 class Found(NamedTuple):
@@ -25,6 +28,9 @@ class Found(NamedTuple):
     filled: bool  # has a default, is an identity or generated
     generated: bool  # may not be written
     deterministic: bool  # its collation holds only equal bytes for equal
+    length: int | None = None  # characters of a text, digits of a decimal; None: as many as its type has
+    scale: int | None = None  # digits behind the point: of a decimal, of a second; None: as many as are committed
+    pads: bool = False  # trailing blanks are not kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,71 @@ def judged(
                 )
     _check_key(dialect, where, there, {column.name for column in columns}, key, unique)
     return tuple(columns)
+
+
+def exact(columns: Sequence[Column], found: Sequence[Found], converts: Sequence[Convert]) -> list[Convert]:
+    """The converts, preceded where a column holds less than its type by a check: a database rounds numeric(9,2) and
+    timestamp(3), and cuts blanks off, without a word. ValueError for what would not come back as it was committed."""
+    there = {column.name: column for column in found}
+    return [_checked(column, there[column.name], convert) for column, convert in zip(columns, converts, strict=True)]
+
+
+def _checked(column: Column, there: Found, convert: Convert) -> Convert:
+    check: Callable[[Any], None]
+    match column.type:
+        case ColumnType.DECIMAL | ColumnType.INTEGER | ColumnType.FLOAT if there.length or there.scale is not None:
+            check = _digits(there)
+        case ColumnType.TIMESTAMP | ColumnType.TIME | ColumnType.DURATION if there.scale is not None:
+            check = _fraction(there)
+        case ColumnType.TEXT | ColumnType.JSON | ColumnType.DURATION if there.length is not None or there.pads:
+            check = _characters(there)
+        case _:
+            return convert
+
+    def checked(value: Any) -> object:
+        check(value)
+        return convert(value)
+
+    return checked
+
+
+def _digits(there: Found) -> Callable[[Any], None]:
+    scale, length = there.scale, there.length
+
+    def check(value: Any) -> None:
+        number = Decimal(str(value)).normalize(EXACT)
+        exponent = number.as_tuple().exponent
+        if not isinstance(exponent, int):
+            raise ValueError("it is not finite")
+        if scale is not None and number and -exponent > scale:
+            raise ValueError(f"it would be rounded: {there.type_text} has {scale} digits behind the point")
+        if length is not None and number and number.adjusted() + 1 > length - (scale or 0):
+            raise ValueError(f"{there.type_text} has {length - (scale or 0)} digits before the point")
+
+    return check
+
+
+def _fraction(there: Found) -> Callable[[Any], None]:
+    scale = there.scale or 0
+
+    def check(value: Any) -> None:
+        found = re.search(r"\.(\d+)", value) if isinstance(value, str) else None
+        if found is not None and len(found[1].rstrip("0")) > scale:
+            raise ValueError(f"it would be rounded: {there.type_text} has {scale} digits of a second")
+
+    return check
+
+
+def _characters(there: Found) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if not isinstance(value, str):
+            return
+        if there.length is not None and len(value) > there.length:
+            raise ValueError(f"{there.type_text} has {there.length} characters, this has {len(value)}")
+        if there.pads and value.endswith(" "):
+            raise ValueError(f"{there.type_text} does not keep the blanks at its end")
+
+    return check
 
 
 def _fitting(dialect: Dialect, where: str, there: Found | None, wanted: Column) -> Column:

@@ -37,6 +37,7 @@ IN_PROCESS: tuple[Trial, ...] = (
     trials.lost_after,
     trials.torn,
     trials.zombie,
+    trials.reborn,
     trials.deletes,
     trials.poison,
     trials.forgets,
@@ -94,6 +95,9 @@ class ContractTests:
 
     def test_a_superseded_owner_has_no_effect(self, subject: Subject) -> None:
         run(subject, trials.zombie)
+
+    def test_a_new_incarnation_counts_from_the_start(self, subject: Subject) -> None:
+        run(subject, trials.reborn)
 
     def test_deletes_are_ordered_with_writes(self, subject: Subject) -> None:
         run(subject, trials.deletes)

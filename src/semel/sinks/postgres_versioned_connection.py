@@ -1,0 +1,274 @@
+"""Batches of one delivery to a Postgres table whose rows carry versions.
+
+Invariant: a row is only ever replaced by one of a higher (incarnation, offset), and a deleted row stays as a tombstone;
+so what is written again, by whomever, has no effect, and nothing needs to be locked before a batch. The position
+follows in a statement of its own, after the rows' commit: it is never ahead of them, and where it is behind, rows are
+written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
+from semel.sinks.columns import Column, canonical_row, decode
+from semel.sinks.postgres_session import PostgresSession, brief, each, is_refusal, names
+from semel.sinks.postgres_types import POSTGRES, converts
+from semel.sinks.postgres_versioned import DELETED, INCARNATION, LIVE, OFFSET
+from semel.sinks.rows import Shape, split
+from semel.sinks.schema import Found, created, exact, judged
+from semel.sinks.sink import RowRefused, SinkError
+
+if TYPE_CHECKING:
+    from semel.sinks.postgres_versioned import PostgresVersioned
+
+COPY_ROWS_MIN = 100  # as for `postgres_connection.py`
+OURS = {INCARNATION: ("int4", "integer NOT NULL DEFAULT 0"), OFFSET: ("int8", "bigint NOT NULL DEFAULT -1")}
+OURS[DELETED] = ("timestamptz", "timestamptz")
+
+Written = tuple[int, tuple[object, ...]]  # the record's offset, and all columns with semel's own behind them
+
+
+class VersionedConnection:
+    """See `ports.SinkConnection`."""
+
+    def __init__(self, sink: PostgresVersioned, steps: Steps) -> None:
+        self._sink, self._steps = sink, steps
+        self._session = PostgresSession(sink, self._judge)
+        self._notes: list[str] = []
+        self._table, self._control = self._session.table, self._session.control
+        self._live = sql.Identifier(*filter(None, (sink.schema, sink.table_name + LIVE + sink.suffix)))
+
+    def close(self) -> None:
+        self._session.close()
+
+    # --- the table ------------------------------------------------------------------------------------------------
+
+    def prepare(self, value_type: object) -> Done | NotDone:
+        return self._session.prepare(value_type) or Done()
+
+    def _judge(self, connection: psycopg.Connection[Any]) -> Shape:
+        sink, session = self._sink, self._session
+        wanted = session.wanted()
+        for column in wanted or ():
+            if column.name in OURS:
+                raise SinkError(f"{sink.where}: the field {column.name!r} is semel's own column. Rename it.")
+        session.create(connection, lambda: self._create(connection, wanted))
+        found = session.found(connection)
+        self._has_versions(found)
+        theirs = [column for column in found if column.name not in OURS]
+        columns = judged(POSTGRES, sink.where, theirs, wanted, sink.key, session.unique(connection))
+        for there in theirs:
+            if there.not_null and there.name not in sink.key:
+                raise SinkError(
+                    f"{sink.where}: column {there.name!r} is {there.type_text} NOT NULL, and a tombstone has only the "
+                    f"key. DROP NOT NULL and ADD CHECK ({DELETED} IS NOT NULL OR {there.name} IS NOT NULL)."
+                )
+        self._notes = session.weaknesses(connection)
+        return Shape(columns, exact(columns, found, converts(columns)), sink.key, sink.where)
+
+    def _has_versions(self, found: Sequence[Found]) -> None:
+        there = {column.name: column.base for column in found}
+        lacks = [f"ADD COLUMN {name} {text}" for name, (_, text) in OURS.items() if name not in there]
+        if lacks:
+            raise SinkError(
+                f"{self._sink.where}: it has no columns for the versions of its rows. "
+                f"ALTER TABLE {self._sink.table} {', '.join(lacks)}."
+            )
+        for name, (base, text) in OURS.items():
+            if there[name] != base:
+                raise SinkError(f"{self._sink.where}: column {name!r} is {there[name]}, wanted is {text}.")
+
+    def _create(self, connection: psycopg.Connection[Any], wanted: Sequence[Column] | None) -> None:
+        sink = self._sink
+        original = sql.Identifier(*filter(None, (sink.schema, sink.table_name)))
+        if wanted is not None:
+            nullable = [Column(c.name, c.type, c.nullable or c.name not in sink.key) for c in wanted]
+            kinds = [*created(POSTGRES, nullable, sink.key), *((name, text) for name, (_, text) in OURS.items())]
+            parts = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in kinds]
+            parts.append(sql.SQL("PRIMARY KEY ({})").format(names(sink.key)))
+            if required := [c.name for c in wanted if not c.nullable and c.name not in sink.key]:
+                parts.append(
+                    sql.SQL("CHECK ({} IS NOT NULL OR ({}))").format(
+                        sql.Identifier(DELETED),
+                        sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(sql.Identifier(n)) for n in required),
+                    )
+                )
+            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self._table, sql.SQL(", ").join(parts)))
+        elif sink.suffix and self._session.exists(connection, original):
+            connection.execute(sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(self._table, original))
+        else:
+            raise SinkError(
+                f"{sink.where} does not exist, and the type of the values is not known here. "
+                "Say it: PostgresVersioned(…, value=TYPE), or create the table."
+            )
+        theirs = [column.name for column in self._session.found(connection) if column.name not in OURS]
+        connection.execute(
+            sql.SQL("CREATE OR REPLACE VIEW {} AS SELECT {} FROM {} WHERE {} IS NULL").format(
+                self._live, names(theirs), self._table, sql.Identifier(DELETED)
+            )
+        )
+
+    def notes(self) -> Sequence[str]:
+        return tuple(self._notes)
+
+    # --- a batch --------------------------------------------------------------------------------------------------
+
+    def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
+        return self._session.claim(delivery, log)
+
+    def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
+        assert start < end, (start, end)
+        connection = self._session.held(claim)
+        if connection is None:
+            return NotDone(f"{self._sink.where}: the connection of the claim is gone")
+        written = self._written(claim, rows)
+        try:
+            connection.execute("BEGIN")
+            self._steps.reached(Step.ROWS_BEFORE)
+            taken = self._rows(connection, written)
+            self._steps.reached(Step.ROWS_AFTER)
+        except psycopg.Error as why:
+            self._session.rolled_back()
+            if is_refusal(why):
+                self._refuse(connection, written, why)
+            return self._session.not_done(why)
+        if taken < len(written):
+            self._steps.reached(Step.SINK_STALE)
+        self._steps.reached(Step.SINK_BEFORE)
+        try:
+            status = connection.execute("COMMIT").statusmessage
+        except psycopg.IntegrityError as why:  # a deferred constraint: the server has answered, it is not done
+            self._session.rolled_back()
+            raise RowRefused(f"a constraint checked at the commit refuses the batch: {brief(why)}", start) from None
+        except psycopg.Error as why:
+            connection.close()
+            return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")
+        # COMMIT of a failed transaction is answered with ROLLBACK, and no error.
+        assert status == "COMMIT", f"{self._sink.where}: COMMIT was answered with {status}"
+        self._steps.reached(Step.SINK_AFTER)
+        return self._moved(connection, claim, end, run)
+
+    def _moved(self, connection: psycopg.Connection[Any], claim: Claim, end: int, run: str) -> Outcome:
+        """The position follows the rows. Not for their sake, who are what they are: it says where the next owner goes
+        on, and tells a superseded one that it is one."""
+        who = (claim.delivery.app, claim.delivery.sink, claim.delivery.partition)
+        self._steps.reached(Step.POSITION_BEFORE)
+        try:
+            connection.execute(
+                # Not synced by itself: a position that is lost with the server is sent again, without effect.
+                sql.SQL(
+                    "WITH eased AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)) "
+                    "UPDATE {} SET position = %s, run = %s, updated = now() FROM eased "
+                    "WHERE app = %s AND sink = %s AND partition = %s AND epoch = %s AND position < %s"
+                ).format(self._control),
+                (end, run, *who, claim.epoch, end),
+            )
+            there = connection.execute(
+                sql.SQL(
+                    "SELECT epoch, position, holder FROM {} WHERE app = %s AND sink = %s AND partition = %s"
+                ).format(self._control),
+                who,
+            ).fetchone()
+        except psycopg.Error as why:
+            self._session.rolled_back()
+            return Unknown(f"{self._sink.where}: the rows up to {end} are there, their position: {brief(why)}")
+        self._steps.reached(Step.POSITION_AFTER)
+        if there is not None and there[0] == claim.epoch:
+            return Done()
+        said = "its position is gone" if there is None else "epoch {}, position {}, held by {}".format(*there)
+        return Fenced(f"{self._sink.where}: {said}; ours was epoch {claim.epoch}")
+
+    def _written(self, claim: Claim, rows: Sequence[Row]) -> list[Written]:
+        """Each key once, with the version of its last record; a delete is a row that has only its key."""
+        shape = self._session.shape
+        assert shape is not None, "a claim comes before a write"
+        upserts, deletes = split(shape, rows)
+        written: list[Written] = [(u.offset, (*u.values, claim.incarnation, u.offset, None)) for u in upserts]
+        for delete in deletes:
+            values: list[object] = [None] * len(shape.columns)
+            for place, part in zip(shape.key_places, delete.key, strict=True):
+                values[place] = part
+            written.append((delete.offset, (*values, claim.incarnation, delete.offset, "now")))
+        return written
+
+    def _rows(self, connection: psycopg.Connection[Any], written: Sequence[Written]) -> int:
+        """How many of them had an effect: the others are as old as what is there, or older. That is no error."""
+        shape = self._session.shape
+        assert shape is not None
+        if not written:
+            return 0
+        fields = [*(column.name for column in shape.columns), *OURS]
+        columns = names(fields)
+        changes = sql.SQL(", ").join(
+            sql.SQL("{c} = excluded.{c}").format(c=sql.Identifier(name))
+            for name in fields
+            if name not in self._sink.key
+        )
+        merge = sql.SQL(
+            " ON CONFLICT ({key}) DO UPDATE SET {changes} WHERE (t.{i}, t.{o}) < (excluded.{i}, excluded.{o})"
+        ).format(key=names(self._sink.key), changes=changes, i=sql.Identifier(INCARNATION), o=sql.Identifier(OFFSET))
+        into = sql.SQL("INSERT INTO {} AS t ({}) ").format(self._table, columns)
+        if len(written) < COPY_ROWS_MIN:
+            places = sql.SQL(", ").join(sql.Placeholder() * len(fields))
+            query = into + sql.SQL("VALUES ({})").format(places) + merge
+            return each(connection, query, [values for _, values in written])
+        connection.execute(
+            sql.SQL(
+                "CREATE TEMP TABLE IF NOT EXISTS semel_versions ON COMMIT DELETE ROWS AS SELECT {} FROM {} WITH NO DATA"
+            ).format(columns, self._table)
+        )
+        with (
+            connection.cursor() as cursor,
+            cursor.copy(sql.SQL("COPY pg_temp.semel_versions ({}) FROM STDIN").format(columns)) as copy,
+        ):
+            for _, values in written:
+                copy.write_row(values)
+        return connection.execute(
+            into + sql.SQL("SELECT {} FROM pg_temp.semel_versions").format(columns) + merge
+        ).rowcount
+
+    def _refuse(self, connection: psycopg.Connection[Any], written: Sequence[Written], why: psycopg.Error) -> None:
+        """Finds the row that the server refuses by trying each alone, in a transaction that is rolled back, and
+        raises RowRefused."""
+        offset = -1
+        try:
+            connection.execute("BEGIN")
+            for one in written:
+                offset = one[0]
+                self._rows(connection, [one])
+        except psycopg.Error as refusal:
+            self._session.rolled_back()
+            if is_refusal(refusal):
+                raise RowRefused(brief(refusal), offset) from None
+            return
+        self._session.rolled_back()
+        raise SinkError(f"{self._sink.where} refuses a batch each of whose rows it accepts alone: {brief(why)}.")
+
+    # --- for semel verify -----------------------------------------------------------------------------------------
+
+    def rows(self) -> Sequence[bytes]:
+        shape = self._session.shape
+        assert shape is not None, "prepare comes first"
+        fields = [column.name for column in shape.columns]
+        found = self._session.connected().execute(
+            sql.SQL("SELECT {} FROM {} WHERE {} IS NULL").format(names(fields), self._table, sql.Identifier(DELETED))
+        )
+        return [canonical_row(shape.columns, dict(zip(fields, row, strict=True))) for row in found]
+
+    def canonical(self, value: bytes) -> bytes:
+        assert self._session.shape is not None, "prepare comes first"
+        return canonical_row(self._session.shape.columns, decode(value))
+
+    def drop(self) -> None:
+        if not self._sink.suffix:
+            raise SinkError(f"{self._sink.where}: semel removes only tables that it has named itself.")
+        connection = self._session.connected()
+        with connection.transaction():
+            connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self._live))
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}, {}").format(self._table, self._control))
