@@ -157,5 +157,6 @@ BUGS = [
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
+def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HISTORIES_AS_FOUND", "1")
     planting.test_a_planted_bug_is_found(bug, tmp_path)

@@ -411,6 +411,25 @@ def test_a_foreign_key_expires_as_announced(place: Place) -> None:
     assert place.effects() == 2
 
 
+def test_a_key_is_kept_from_its_answer_on(place: Place) -> None:
+    """A handler that takes longer than keys are kept. The time was once counted from the request's arrival: the key had
+    expired before its answer was there, and the repetition ran (found by `semel receiver check`, key-running)."""
+    clock = [1_000_000.0]
+    app = place.app()
+
+    def slow() -> None:
+        clock[0] += 90
+
+    app.do = slow
+
+    async def scene() -> list[Got]:
+        receiver = Receiver(app, place.keys(), expires_s=60, now=lambda: clock[0])
+        return [await post(receiver, b"x", '"a"') for _ in range(2)]
+
+    assert [g.answer for g in run(scene())] == ["first", "replayed"]
+    assert place.effects() == 1
+
+
 def test_expired_keys_go_by_themselves(place: Place) -> None:
     clock = [1_000_000.0]
 

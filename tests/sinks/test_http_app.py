@@ -61,13 +61,10 @@ def delivered(world: World, served: Served, database: Path, more: str, seed: int
         step = dice.choice(["sink.before", "sink.after", "rows.before", "rows.after"])
         count = dice.randint(1, 60) if step.startswith("sink") else 1
         app = world.app(text, SEMEL_KILL=f"{step}:{count}")
-        deadline = time.monotonic() + 30
-        while app.process.poll() is None:
-            time.sleep(dice.uniform(0.05, 0.4))
-            served.kill()
-            served.start()
-            assert time.monotonic() < deadline, app.said
-        assert app.process.returncode == -signal.SIGKILL, app.said
+        for _ in range(3):  # then it may get on, also on a slow machine
+            time.sleep(dice.uniform(0.05, 0.6))
+            served.restart()
+        assert app.ended().code == -signal.SIGKILL, app.said
     world.orders(ORDERS)  # behind all the others: when it has arrived, they have been delivered again
     app = world.app(text)
     app.until(lambda: ORDERS in entries(database))

@@ -152,7 +152,7 @@ class Receiver:
             case DoneBelow():
                 await self._known(send, held, rules.done_answer(decided.floor), rules.about("done", floor, None))
             case _:
-                handled = _Handled(self, sent, held, floor, now_ms + self._expires_ms, where, send)
+                handled = _Handled(self, sent, held, floor, where, send)
                 await handled.run(self._app, scope, body, receive)
 
     async def _known(self, send: Send, held: Held, answer: Answer, about: list[tuple[bytes, bytes]]) -> None:
@@ -186,11 +186,9 @@ class _Stop(Exception):
 class _Handled:
     """One request that runs: its answer is collected, committed with its writes, and only then sent."""
 
-    def __init__(
-        self, receiver: Receiver, sent: Sent, held: Held, floor: int | None, expires_ms: int, where: str, send: Send
-    ) -> None:
+    def __init__(self, receiver: Receiver, sent: Sent, held: Held, floor: int | None, where: str, send: Send) -> None:
         self._receiver, self._sent, self._held, self._floor = receiver, sent, held, floor
-        self._expires_ms, self._where, self._send = expires_ms, where, send
+        self._where, self._send = where, send
         self._status = 0
         self._headers: rules.Headers = ()
         self._parts: list[bytes] = []
@@ -256,10 +254,12 @@ class _Handled:
             await self._held.rollback()
             await _answer(self._send, answer, rules.about("not-kept", self._floor, None))
             return
+        # From the answer on: a handler may take longer than its key is kept.
+        expires_ms = int(self._receiver._now() * 1000) + self._receiver._expires_ms
         kept = Kept(
             self._sent.fingerprint,
             Answer(answer.status, rules.keepable(answer.headers), answer.body),
-            self._expires_ms,
+            expires_ms,
             placed=self._sent.place is not None,
         )
         try:
@@ -271,7 +271,7 @@ class _Handled:
             _log.warning("%s: %s", self._where, why)
             await self._receiver._refuse(self._send, rules.unavailable(self._receiver._keys.where))
         else:
-            await _answer(self._send, answer, rules.about("first", self._floor, self._expires_ms))
+            await _answer(self._send, answer, rules.about("first", self._floor, expires_ms))
 
 
 async def _answer(send: Send, answer: Answer, about: list[tuple[bytes, bytes]]) -> None:
