@@ -93,7 +93,7 @@ BUGS = [
                 '"SET LOCAL idle_in_transaction_session_timeout = 0"',
             ),
         ),
-        (RECEIVER + "test_postgres_ends_the_transaction_of_a_paused_receiver[postgres]",),
+        ("tests/receiver/test_databases.py::test_postgres_ends_the_transaction_of_a_paused_receiver[postgres]",),
         "TimeoutError",
     ),
     Bug(
