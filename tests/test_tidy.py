@@ -18,7 +18,7 @@ FLOOR = {"ports", "contract", "errors", "record"}
 LOG = FLOOR | {"log"}
 BROKER = LOG | {"broker"}
 WIRE = BROKER | {"wire"}
-CORE = WIRE | {"client", "streams", "sinks", "guarantees"}
+CORE = WIRE | {"client", "streams", "sinks", "receiver", "guarantees"}
 HOST = CORE | {"host", "app"}
 ANY = HOST | {"sim", "verify", "proof", "testing", "console", "cli", "__init__"}
 
@@ -34,6 +34,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "client": (WIRE, {"msgspec"}),
     "streams": (FLOOR, {"msgspec", "typing_extensions"}),
     "sinks": (FLOOR | {"streams"}, {"msgspec", "typing_extensions"}),
+    # In other people's applications: it knows nothing of logs and streams.
+    "receiver": ({"errors"}, set()),
     "guarantees": ({"errors", "contract", "streams"}, set()),
     "sim": (CORE, {"msgspec"}),
     "verify": (CORE | {"sim"}, {"msgspec"}),
@@ -56,10 +58,9 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
+    "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }
-# Sinks perform, these of their files do not.
-PURE_SINKS = {"__init__", "sink", "delivery", "cut_delivery", "cuts", "trouble", "origin", "objects_form"}
 
 # The core gets its time, its dice and its bytes as arguments.
 WORLD = {
@@ -76,6 +77,11 @@ WORLD = {
 }
 WORLD |= {"signal", "secrets", "tempfile", "shutil", "mmap", "fcntl", "ssl"}
 PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
+# Rooms of guests, each with the files in it that decide and therefore may not.
+PURE = {
+    "sinks": {"__init__", "sink", "delivery", "cut_delivery", "cuts", "trouble", "origin", "objects_form", "http"},
+    "receiver": {"__init__", "rules"},
+}
 
 
 def imports(tree: ast.AST, package: list[str], inside: bool = False) -> Iterator[tuple[str, int, bool]]:
@@ -109,7 +115,7 @@ def complaints(source: Path) -> list[str]:
             found.append(f"{here}: {text.count(chr(10))} lines: it asks to be two files")
         rooms, outside = ROOMS[room]
         guests = GUESTS.get(here, set())
-        performs = room in PERFORMERS or (room == "sinks" and parts[1].removesuffix(".py") not in PURE_SINKS)
+        performs = room in PERFORMERS or (room in PURE and parts[1].removesuffix(".py") not in PURE[room])
         for module, line, inside in imports(ast.parse(text), ["semel", *parts[:-1]]):
             top, _, rest = module.partition(".")
             where = f"{here}:{line}"
@@ -145,6 +151,7 @@ def test_the_order_of_the_rooms_holds() -> None:
         ("streams/planted.py", "def f():\n    from .. import sinks", "streams may not import sinks"),
         ("verify/planted.py", "from semel import host", "verify may not import host"),
         ("sinks/planted.py", "import psycopg", "sinks may not import psycopg"),
+        ("receiver/planted.py", "from semel.sinks import SQLite", "receiver may not import sinks"),
         ("record/planted.py", "x = 1\n" * 601, "602 lines"),
     ],
 )

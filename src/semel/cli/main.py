@@ -36,6 +36,7 @@ COMMANDS = {
     "topics": Entry("semel.cli.topics", "topics", "List the topics of a log."),
     "read": Entry("semel.cli.read", "read", "Print the records of a topic."),
     "write": Entry("semel.cli.write", "write", "Write the lines of a file as records."),
+    "receiver": Entry("semel.cli.receiver", "receiver", "Try a receiver of Idempotency-Keys, in any language."),
     "sim": Entry("semel.cli.sim", "sim", "Run the simulated cluster on a seed."),
     "console": Entry("semel.cli.console", "console", "Show a running app in the browser."),
 }

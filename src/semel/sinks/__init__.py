@@ -1,5 +1,6 @@
 """Where records leave the log. Each sink states its contract in its type."""
 
+from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.objects import Objects
@@ -7,4 +8,4 @@ from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "SQLite"]
+__all__ = ["HTTP", "Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "SQLite"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from semel.contract import Accept, AtMostOnce, Claim, DeliveryId, LogIdentity, PositionIn, Row
+from semel.contract import Accept, AtMostOnce, Atomicity, Claim, DeliveryId, LogIdentity, PositionIn, Row
 from semel.ports import (
     Done,
     Fenced,
@@ -271,10 +271,16 @@ class Delivery:
         try:
             outcome = self._connection.write(claim, lane.position, lane.next, lane.mark, rows)
         except RowRefused as why:
+            each = self._sink.contract.atomicity is Atomicity.RECORD
+            rest = (
+                "It was not delivered; of what follows in its partition some may have been."
+                if each
+                else ("Neither it nor what follows in its partition was delivered.")
+            )
             raise SinkError(
                 f"{self._sink.where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: "
-                f"{why}. Neither it nor what follows in its partition was delivered. Make the table take it, then "
-                "start the app again: the delivery goes on at that record."
+                f"{why}. {rest} Make the {'receiver' if each else 'table'} take it, then start the app again: the "
+                "delivery goes on at that record."
             ) from None
         if isinstance(outcome, Done) and not self._remembers and not self._at_most_once:
             moved = self._log.commit_offsets(place)
