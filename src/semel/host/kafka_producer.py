@@ -159,7 +159,7 @@ class TransactionalWriter(Producing):
                 },
                 self._at,
             )
-            # A Producer made while the broker was away does not always find it when it is back: not one for all the time.
+            # Not one Producer for all the time: one made while the broker was away may find it late.
             left = max(1.0, min(INIT_S, deadline - time.monotonic()))
             try:
                 self._watchdog.call(partial(producer.init_transactions, left), left + SLACK_S)
