@@ -292,7 +292,7 @@ def test_drain_gives_up_what_a_removed_node_left(place: Place, capsys: pytest.Ca
         assert "deleted, with 2 records not " in told and "Nothing has been done" in told
         drain(APP, name, on=place.url, yes=True)
         assert name not in place.ids()
-    for name, why in ((OUTBOX, "belongs to the program"), ("orders", "belongs to the program"), ("no", "no topic no")):
+    for name, why in ((OUTBOX, "belongs to the program"), ("orders", "is the user's own"), ("no", "no topic no")):
         with pytest.raises(UsageError, match=why):
             drain(APP, name, on=place.url, yes=True)
     place.tended(lambda log: log.session("x").create([NewTopic("counts-other-x-outbox", 1)]))

@@ -34,6 +34,7 @@ class ScriptedNode:
         self.held: list[tuple[int, Reply]] = []
         self.wake_at_ms: int | None = None
         self.checkpoint_due = False
+        self.untold: list[str] = []
         self.syncs = 0
         self.ticks = 0
         self.checkpoints = 0

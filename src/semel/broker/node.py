@@ -71,6 +71,11 @@ class Node:
         return frozenset(HANDLERS)
 
     @property
+    def untold(self) -> list[str]:
+        """Damage that readers have met, for the host to say and to clear."""
+        return self.broker.untold
+
+    @property
     def run(self) -> int:
         return self.broker.state.run
 

@@ -28,7 +28,11 @@ def run(
     ] = 1,
     state: Annotated[
         Path | None,
-        typer.Option("--state", metavar="DIR", help="Local state and this machine's identity. Default: .semel/APP."),
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="Local state and this machine's identity. Default: .semel/APP; on embedded:DIR it is DIR/state/APP.",
+        ),
     ] = None,
     session_timeout_ms: Annotated[
         int | None,

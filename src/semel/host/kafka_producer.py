@@ -47,6 +47,7 @@ from semel.ports import (
 TRANSACTION_TIMEOUT_MS = 10_000
 OFFSETS_TIMEOUT_S = 12.0
 COMMIT_TIMEOUT_S = 15.0
+INIT_S = 6.0  # for one Producer to be initialised; then another tries
 SLACK_S = 5.0  # what a call may take beyond its own timeout before it counts as stuck
 FULL_WAIT_S = 0.05
 
@@ -158,7 +159,8 @@ class TransactionalWriter(Producing):
                 },
                 self._at,
             )
-            left = max(1.0, deadline - time.monotonic())
+            # Not one Producer for all the time: one made while the broker was away may find it late.
+            left = max(1.0, min(INIT_S, deadline - time.monotonic()))
             try:
                 self._watchdog.call(partial(producer.init_transactions, left), left + SLACK_S)
             except (KafkaException, SystemError, Stuck) as failed:

@@ -165,10 +165,10 @@ class Server:
         except Exception as error:
             self._fail(error)
             return
-        if self._node.broker.untold:
-            for damage in self._node.broker.untold:
+        if self._node.untold:
+            for damage in self._node.untold:
                 logger.error("damaged: %s", damage)
-            self._node.broker.untold.clear()
+            self._node.untold.clear()
         self._deliver(replies)
         self._schedule()
 

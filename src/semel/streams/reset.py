@@ -177,7 +177,12 @@ def leftover(graph: g.Graph, log: Log, name: str, *, prefix: str, delivered: Del
     opening = f"{graph.app}-"
     if prefix + name not in there:
         raise UsageError(f"{log.name}: there is no topic {prefix}{name}. `semel topics --on {log.name}` lists them.")
-    if name in graph.internal or name in graph.topics:
+    if name in graph.topics:
+        raise UsageError(
+            f"topic {name} is the user's own ({graph.topics[name].place}), not one that {graph.app} made for itself: "
+            "its records are never given up here. `semel app reset` reads it from its start or its end again."
+        )
+    if name in graph.internal:
         raise UsageError(
             f"topic {name} belongs to the program as it is: running the app empties it. `semel app reset` starts anew."
         )
