@@ -25,9 +25,14 @@ def values(url: str, topic: str = "t") -> list[bytes | None]:
 
 
 def test_an_interrupted_write_says_what_is_in_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """A Ctrl-C in a long write left nobody knowing where it was: to call it again wrote the first part twice."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     url = f"embedded:{tmp_path / 'data'}"
     lines = [b"%d\n" % n for n in range(2_000)]
     whole = tmp_path / "lines"
