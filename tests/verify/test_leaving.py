@@ -32,6 +32,8 @@ class Verifying:
             [sys.executable, "-m", "semel.cli.main", "verify", str(APP), "--on", on, "--crashes", "50"], cwd=folder,
             env={**os.environ, "COUNTS_DB": str(self.database), "TMPDIR": str(self.temporary)},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            # A shell's background job has Ctrl-C ignored, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def tables(self) -> list[str]:
