@@ -35,7 +35,7 @@ test: install
 
 test-servers: install
 	$(BIN)/semel sim --seeds 1:1001
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile tests/servers tests/canaries tests/sim/test_canaries.py
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --timeout 900 -o faulthandler_timeout=800 tests/servers tests/canaries tests/sim/test_canaries.py
 
 proof: install
 	$(BIN)/python -m tests.proof $(WHAT)

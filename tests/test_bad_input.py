@@ -440,7 +440,7 @@ def a_full_disk(world: World) -> Ended:
     broker.start()
     held = _held(broker, "t")
     assert len(acked) > 100 and held[: len(acked)] == acked == list(range(len(acked)))
-    broker.stop()
+    broker.kill()  # asked to leave, it may meet the full disk once more, and would say so with exit code 1
     (small / "filler").unlink()
     broker.start()
     assert _held(broker, "t") == held

@@ -30,7 +30,7 @@ class Campaign:
 
 
 def pytest(*words: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-q", "-rA", *words]
+    return [sys.executable, "-m", "pytest", "-q", "-rA", "--timeout", "0", "-o", "faulthandler_timeout=0", *words]
 
 
 SEMEL = str(Path(sys.executable).parent / "semel")

@@ -162,8 +162,8 @@ def test_p5_a_slow_sink_holds_up_no_transaction_and_sees_none_that_is_open(job: 
     ends = job.look.ends(outbox)
     job.feed(400)
     began = time.monotonic()
-    # Its first transaction repartitions, its second one writes to the outbox.
-    process = job.start(*QUICK, state="a", SEMEL_STOP=f"{Step.OFFSETS_BEFORE}:2")
+    # Its first transaction repartitions, all of it in an interval as long as this; its second one writes to the outbox.
+    process = job.start(*QUICK, state="a", SEMEL_STOP=f"{Step.OFFSETS_BEFORE}:2", COUNTS_INTERVAL_MS="1500")
     job.until(lambda: stopped(process.pid))
     assert sum(job.look.ends(outbox).values()) > sum(ends.values()), "the outbox of the open transaction is not there"
     assert sum(job.rows().values()) == 1_400

@@ -59,12 +59,14 @@ def known_again(log: Log, layout: Layout) -> Layout:
     return replace(layout, ids={name: there.get(layout.prefix + name, id) for name, id in layout.ids.items()})
 
 
-def other_topics(graph: g.Graph, log: Log, layout: Layout, names: Sequence[str], there: Mapping[str, str]) -> str:
-    """What a running app must stop for: one of these topics is gone, or another one has its name. "" when all are who
-    they were. `there`: ids by the log's names."""
+def other_topics(
+    graph: g.Graph, log: Log, layout: Layout, names: Sequence[str], there: Mapping[str, str], *, gone: bool
+) -> str:
+    """What a running app must stop for: another topic has the name of one of these, or, if `gone` counts, there is none
+    of it. "" when all are who they were. `there`: ids by the log's names."""
     for name in names:
         known, now = layout.ids[name], there.get(layout.prefix + name)
-        if known == now or (now is not None and not (known and now)):
+        if known == now or (not gone if now is None else not (known and now)):
             continue
         found = "is not there any more: it was deleted" if now is None else "was deleted and made anew"
         return (

@@ -14,7 +14,7 @@ The rules, each with the failure it prevents (FAULTS, In the processor):
 - `revoked` commits before the partitions go; `lost` aborts. After an abort, or an outcome that is not Done, all tasks
   are dropped and made anew from what is committed: nothing that was not committed is in memory either.
 - Positions that are gone while the app's internal topics hold records stop the start, and so does a state that is gone
-  behind positions: never a silent reset. Each commit carries a position in its changelogs too: whose they are.
+  behind positions: never a silent reset. A position in a changelog says whose it is and what histories it had.
 
 Steps: the worker reaches output.before, output.after and fenced.log in each mode, and offsets.before/after where it
 commits offsets itself (at-least-once, at-most-once); within a transaction `Log.commit` reaches offsets.* and commit.*.
@@ -260,10 +260,12 @@ class Worker:
         self._look_at_ms = self._now_ms + LOOK_MS
         names = [*self._home, *(fold.topic for fold in self._graph.folds())]
         there = self._log.topic_ids([self._prefix + name for name in names])
-        found = "" if there is None else other_topics(self._graph, self._log, self._layout, names, there)
+        if there is None:
+            self._gone = 0
+            return
         # A broker that has just started may not know all of its topics yet.
-        self._gone = self._gone + 1 if found else 0
-        if found and ("made anew" in found or self._gone > 3):
+        self._gone = self._gone + 1 if any(self._prefix + name not in there for name in names) else 0
+        if found := other_topics(self._graph, self._log, self._layout, names, there, gone=self._gone > 3):
             raise LayoutError(found)
 
     # --- the commit ---
