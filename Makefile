@@ -31,11 +31,11 @@ check: install
 	$(BIN)/python -m pytest tests/test_tidy.py
 
 test: install
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --ignore=tests/servers --ignore=tests/proof --ignore=tests/canaries --ignore=tests/sim/test_canaries.py tests
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m "not long" --ignore=tests/servers --ignore=tests/proof tests
 
 test-servers: install
 	$(BIN)/semel sim --seeds 1:1001
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --timeout 900 -o faulthandler_timeout=800 tests/servers tests/canaries tests/sim/test_canaries.py
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --timeout 900 -o faulthandler_timeout=800 -m long --ignore=tests/proof tests
 
 proof: install
 	$(BIN)/python -m tests.proof $(WHAT)

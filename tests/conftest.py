@@ -7,8 +7,25 @@ that hangs has its stacks printed, and is then ended by pytest-timeout (pyprojec
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).parent
+# What `make test-servers` runs and `make test` does not, besides the tests that are marked where they stand.
+LONG = ("servers", "canaries", "sim/test_canaries.py")
+# The contract kit's trials with real processes: killed, stopped, resumed late. Its others take milliseconds.
+LONG_TRIALS = (
+    "test_killed_at_every_step_twice",
+    "test_a_process_that_comes_back_late_has_no_effect",
+    "test_a_process_that_stops_holds_nobody_up",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.path.is_relative_to(HERE / place) for place in LONG) or item.name.startswith(LONG_TRIALS):
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -19,6 +19,7 @@ def address_of(kind: str, request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue("dsn" if kind.endswith("postgres") else "file"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["starlette-sqlite", "fastapi-async-postgres"])
 def test_it_holds_for_our_middleware(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Every rule, crashes included, in a process of its own under uvicorn."""
@@ -28,6 +29,7 @@ def test_it_holds_for_our_middleware(kind: str, tmp_path: Path, request: pytest.
     assert [(f.rule.name, f.verdict, f.why) for f in findings if f.verdict is not Verdict.HOLDS] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["fastapi-postgres", "starlette-async-postgres"])
 def test_it_holds_for_the_other_halves(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The rules that take no restart: Starlette with coroutines, FastAPI with plain functions."""
@@ -58,6 +60,7 @@ NAIVE: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", NAIVE)
 def test_it_fails_a_naive_receiver_for_its_reason(kind: str, tmp_path: Path, file: Path) -> None:
     with Served(kind, str(file), tmp_path) as served:
@@ -94,6 +97,7 @@ def cli(*arguments: str, **said: Any) -> subprocess.CompletedProcess[str]:
 WITHOUT = ("--without", "expiry", "--without", "restart")
 
 
+@pytest.mark.long
 def test_the_command_says_which_rules_hold(tmp_path: Path, file: Path) -> None:
     """Exit code 0 when all hold; 2 when some could not be tried; JSON with every request and answer."""
     with Served("starlette-sqlite", str(file), tmp_path) as served:

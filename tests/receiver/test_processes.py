@@ -12,6 +12,8 @@ import pytest
 from semel.receiver.probe import Probe, Reply
 from tests.receiver.served import Served
 
+pytestmark = pytest.mark.long
+
 KINDS = ["starlette-sqlite", "fastapi-postgres", "fastapi-async-postgres"]
 
 

@@ -22,6 +22,8 @@ from tests.sinks.cut_child import EVER, OUTBOX, opened
 from tests.sinks.test_cuts import STEPS, held, listed
 from tests.support.broker import BrokerProcess
 
+pytestmark = pytest.mark.long
+
 RECORDS = 300
 ROOT = Path(__file__).parent.parent.parent
 

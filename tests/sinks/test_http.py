@@ -68,6 +68,7 @@ class TestHTTP(ContractTests):
         return subject_of(ours, hook)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trial", [lost_after, processes.crashes])
 def test_a_plain_endpoint_repeats_under_the_same_faults(trial: Any, tmp_path: Path) -> None:
     """The naive POST: the same sink and the same faults, and nobody who keeps keys."""

@@ -16,6 +16,8 @@ import pytest
 from tests.receiver.served import Served
 from tests.support.commands import World
 
+pytestmark = pytest.mark.long
+
 APP = """\
 from msgspec import Struct
 from semel import App, Builder, Topic

@@ -43,6 +43,7 @@ def test_a_mistake_in_the_transaction_is_found(name: str, tmp_path: Path) -> Non
     found_by(subjects.sqlite_subject(make, tmp_path), names)
 
 
+@pytest.mark.long
 def test_a_position_outside_the_transaction_is_found_by_killed_processes(tmp_path: Path) -> None:
     """The same mistake under SIGKILL."""
     with pytest.raises(Refused, match="more"):
@@ -127,6 +128,7 @@ def lines_subject(make: Any, folder: Path) -> Subject:
     return Subject(make=make, address=str(folder / "lines"), read=read, poison=())
 
 
+@pytest.mark.long
 def test_a_plain_file_is_what_it_says(tmp_path: Path) -> None:
     """Lines, weak and named so, goes through the kit: what it does not claim is not asked of it."""
     found = tried(lines_subject(lines, tmp_path), [*IN_PROCESS, processes.crashes])

@@ -170,6 +170,7 @@ def test_a_folder_put_back_stops_the_delivery(folder: Folder, tmp_path: Path, we
     assert shown(sink) == pairs(some("a", 20), some("b", 20))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("before", [0, 5], ids=["nothing-before", "records-before"])
 def test_a_folder_put_back_behind_an_aborted_tail_stops_the_delivery(
     folder: Folder, tmp_path: Path, before: int

@@ -127,6 +127,7 @@ def naive_that_claims(address: str, suffix: str) -> Any:
     return claiming(naive, Postgres(address, "x").contract, Postgres("", "x").kind)(address, suffix)
 
 
+@pytest.mark.long
 def test_a_naive_insert_that_claims_more_is_found_by_killed_processes(server: PostgresServer) -> None:
     """Under its own contract the kit finds it honest; as Transactional it reaches no step around a commit of its own,
     and its repeats are there."""

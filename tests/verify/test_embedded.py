@@ -65,6 +65,7 @@ def test_a_sink_that_gets_nothing_stops_no_storm_and_proves_nothing(tmp_path: Pa
     assert not (tmp_path / "shop.db").exists()
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("processes")
 def test_a_small_app_holds_on_the_embedded_log(tmp_path: Path) -> None:
     """Nothing lost, repeated or wrong over six kills. So few kills do not reach every step, which it says."""
