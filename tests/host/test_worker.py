@@ -267,7 +267,8 @@ def test_at_least_once_loses_nothing_when_killed(job: Job) -> None:
 
 
 def test_more_workers_than_partitions_are_told_apart(job: Job) -> None:
-    """Of five workers on four partitions one has nothing to do, and says so."""
+    """Of five workers on four partitions one has nothing to do, and says so. The story: the one that is left without
+    may be one that had a partition before the others came, and had said that it runs; it never said more."""
     job.feed(100)
     parent = job.start("--workers", "5")
     job.until(job.delivered)

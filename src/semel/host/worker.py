@@ -193,13 +193,17 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     leaving.later()
     for delivery in deliveries:
         delivery.start()
-    said, quiet_since = "", now_ms()
+    said, began = "", now_ms()
+    held = began  # when it last had a partition
     while not (leaving.asked or orphaned()):
         worker.run_once(now_ms(), POLL_S)
         for delivery in deliveries:
             if delivery.failed is not None:
                 raise delivery.failed
-        if said != "running" and (worker.running or (not said and now_ms() - quiet_since > QUIET_S * 1000)):
+        if worker.assigned_partitions:
+            held = now_ms()
+        quiet = now_ms() - (held if said else began) > QUIET_S * 1000
+        if (worker.running and said != "running") or (quiet and not worker.running and said != "idle"):
             said = _announce(run, slot, log.name, graph, worker)
     worker.close(now_ms())
     for delivery in deliveries:
@@ -212,7 +216,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
 
 
 def _announce(run: Run, slot: Slot, where: str, graph: g.Graph, worker: Worker) -> str:
-    """Says how it stands, once per standing; "running" is the last."""
+    """Says how it stands, once per standing; what it says then."""
     number = f", worker {slot.number + 1} of {run.of}" if run.of else ""
     if not worker.running and worker.assigned_partitions:
         _say(f"restoring the state of {run.app.name} on {where}{number}")
