@@ -1,5 +1,5 @@
 """`make bench`: semel beside its peers, in turns, with their spread. Figures of shared machines drift: trust ratios
-of one run. BENCH="brokers processors latency startup" chooses; ROUNDS, RECORDS and SECONDS set the size.
+of one run. BENCH="brokers processors latency startup sinks" chooses; ROUNDS, RECORDS and SECONDS set the size.
 
 Needs what `make test-servers` needs (a JDK, Maven) and, for Quix Streams, an environment of its own, made here.
 """
@@ -114,9 +114,16 @@ def processors() -> None:
     run(ROUNDS, RECORDS)
 
 
+def sinks() -> None:
+    """Rows per second of each sink beside the fastest plain writer of the same client."""
+    from bench.sinks import run
+
+    run(ROUNDS)
+
+
 def main() -> int:
-    chosen = os.environ.get("BENCH", "startup brokers latency processors").split()
-    parts = {"brokers": brokers, "latency": latency, "startup": startup, "processors": processors}
+    chosen = os.environ.get("BENCH", "startup brokers latency processors sinks").split()
+    parts = {"brokers": brokers, "latency": latency, "startup": startup, "processors": processors, "sinks": sinks}
     unknown = [name for name in chosen if name not in parts]
     if unknown:
         print(f"error: no benchmark named {unknown}; there are: {', '.join(parts)}", file=sys.stderr)
