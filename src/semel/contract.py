@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from msgspec import Struct
+
 
 class Guarantee(StrEnum):
     """Ordered from weakest to strongest by `rank`; `unknown` ranks below all: it is never a yes (law 9)."""
@@ -212,8 +214,7 @@ class Claim:
     log: LogIdentity
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True, gc=False):
     """One committed record on its way out. `value` None is a delete of `key`."""
 
     offset: int

@@ -7,7 +7,6 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from datetime import time as clock
 from decimal import Decimal
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from semel.contract import Claim, LogIdentity, Row
 from semel.errors import UsageError
@@ -433,7 +433,7 @@ def test_a_delete_without_a_row_is_none(make_sink: MakeSink) -> None:
     claim = claimed(connection, sink)
     batch = rows(sink, [value_type(n) for n in range(3)])
     assert connection.write(claim, 0, 3, "r", batch) == Done()
-    again = [replace(row, offset=row.offset + 3) for row in batch]
+    again = [structs.replace(row, offset=row.offset + 3) for row in batch]
     assert connection.write(claim, 3, 6, "r", again) == Done()
     assert connection.write(claim, 6, 8, "r", [deleted(sink, 1, 6), Row(7, 0, sink.encode_deleted(9), None)]) == Done()
     assert [row[0] for row in held(connection)] == [0, 2]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from semel.contract import LogIdentity, Row, Transactional
 from semel.ports import Done, Fenced, Step

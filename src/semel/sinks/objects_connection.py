@@ -175,6 +175,7 @@ class ObjectsConnection:
         partition = claim.delivery.partition
         content = self._sink.shape.content(rows)
         tag = fingerprint(content)
+        body = self._sink.shape.pack(content, rows)  # a record that has no place is refused before anything is written
         key = key_of(claim.incarnation, partition, start, end) + self._sink.shape.ending
         one = Complete(key, partition, start, end, len(rows), tag)
         self._steps.reached(Step.ROWS_BEFORE)
@@ -182,7 +183,7 @@ class ObjectsConnection:
             if self._change(claim, one, begins=True):
                 self._steps.reached(Step.OBJECT_BEFORE)
                 try:
-                    self._store.create(key, self._sink.shape.pack(content), tag)
+                    self._store.create(key, body, tag)
                 except Taken:
                     self._compare(key, tag)
                 self._steps.reached(Step.OBJECT_AFTER)

@@ -42,13 +42,9 @@ class Form:
         return self.ending[1:] + (f" of {', '.join(named)}" if named else "")
 
     def content(self, rows: Sequence[Row]) -> bytes:
-        """Raises RowRefused for a record that has no place in this format."""
+        """Raises RowRefused for a record that has no place in this format; for Parquet, `pack` does."""
         if self.format == "csv":
             return self._csv(rows)
-        if self.schema:
-            from semel.sinks import objects_parquet
-
-            objects_parquet.cells(self.schema, rows)
         return b"".join((row.value or b"null") + b"\n" for row in rows)
 
     def _csv(self, rows: Sequence[Row]) -> bytes:
@@ -66,11 +62,14 @@ class Form:
             writer.writerow([_cell(fields.get(name)) for name in self.columns])
         return text.getvalue().encode()
 
-    def pack(self, content: bytes) -> bytes:
+    def pack(self, content: bytes, rows: Sequence[Row] | None = None) -> bytes:
+        """`rows`: what the content was made of, to name the record that has no place."""
         if self.schema:
             from semel.sinks import objects_parquet
 
-            return objects_parquet.packed(self.schema, self.compression, content, fingerprint(content))
+            if rows is None:
+                rows = [Row(0, 0, None, line) for line in content.split(b"\n") if line]
+            return objects_parquet.packed(self.schema, self.compression, rows, fingerprint(content))
         match self.compression:
             case "gzip":
                 return gzip.compress(content, GZIP_LEVEL, mtime=0)

@@ -18,7 +18,7 @@ import msgspec
 from semel.contract import Row
 from semel.errors import UsageError
 from semel.sinks.columns import Column, ColumnType
-from semel.sinks.rows import Shape, split
+from semel.sinks.rows import Shape, by_column, split
 
 try:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -62,18 +62,12 @@ def _of(column: Column) -> tuple[Any, Callable[[Any], object]]:
     return _TYPES.get(column.type, (pa.string(), str))
 
 
-def cells(columns: Sequence[Column], rows: Sequence[Row]) -> list[tuple[object, ...]]:
-    """The rows' values, by column. Raises RowRefused for a record that does not fit."""
-    shape = Shape(columns, [_of(column)[1] for column in columns], None, "parquet")
-    upserts, _ = split(shape, rows)
-    return [upsert.values for upsert in upserts]
-
-
-def packed(columns: Sequence[Column], compression: str, content: bytes, fingerprint: str) -> bytes:
-    rows = cells(columns, [Row(0, 0, None, line) for line in content.split(b"\n") if line])
+def packed(columns: Sequence[Column], compression: str, rows: Sequence[Row], fingerprint: str) -> bytes:
+    """The file. Raises RowRefused for a record that does not fit."""
+    upserts, _ = split(Shape(columns, [_of(column)[1] for column in columns], None, "parquet"), rows)
     schema = pa.schema([(column.name, _of(column)[0]) for column in columns], metadata={TAG: fingerprint.encode()})
-    by_column = zip(*rows) if rows else [()] * len(columns)
-    arrays = [pa.array(list(values), type=field.type) for values, field in zip(by_column, schema)]
+    values = by_column(upserts) if upserts else [()] * len(columns)
+    arrays = [pa.array(held, type=field.type) for held, field in zip(values, schema)]
     file = io.BytesIO()
     table = pa.Table.from_arrays(arrays, schema=schema)
     parquet.write_table(table, file, compression=compression or "snappy", row_group_size=ROWS_MAX)

@@ -15,9 +15,9 @@ from psycopg import sql
 from semel.contract import Claim, DeliveryId, LogIdentity, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks.columns import Column, canonical_row, decode
-from semel.sinks.postgres_session import Asked, PostgresSession, brief, each, is_refusal, names
+from semel.sinks.postgres_session import Asked, PostgresSession, brief, copy_text, each, is_refusal, names
 from semel.sinks.postgres_types import POSTGRES, converts
-from semel.sinks.rows import Delete, Shape, Upsert, split
+from semel.sinks.rows import Delete, Shape, Upsert, by_column, by_row, split
 from semel.sinks.schema import created, judged
 from semel.sinks.sink import RowRefused, SinkError
 
@@ -174,7 +174,7 @@ class PostgresConnection:
         if len(upserts) < COPY_ROWS_MIN:
             places = sql.SQL(", ").join(sql.Placeholder() * len(fields))
             insert = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(self._table, columns, places) + merge
-            each(connection, insert, [one.values for one in upserts])
+            each(connection, insert, list(by_row(upserts)))
             return
         target: sql.Composable = self._table
         if key is not None:
@@ -189,8 +189,7 @@ class PostgresConnection:
             connection.cursor() as cursor,
             cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(target, columns)) as copy,
         ):
-            for one in upserts:
-                copy.write_row(one.values)
+            copy.write(copy_text(by_column(upserts)))
         if key is not None:
             connection.execute(
                 sql.SQL("INSERT INTO {} ({c}) SELECT {c} FROM pg_temp.semel_batch").format(self._table, c=columns)

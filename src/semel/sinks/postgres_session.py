@@ -414,6 +414,23 @@ def each(connection: psycopg.Connection[Any], query: sql.Composed, parameters: S
     return count
 
 
+_ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def copy_text(columns: Sequence[Sequence[object]]) -> str:
+    """Rows, given by column, as COPY's text format takes them (PostgreSQL: COPY, File Formats). What is no text is
+    written as `str` does, which must be what the column reads."""
+    return "\n".join(map("\t".join, zip(*map(_copied, columns)))) + "\n"
+
+
+def _copied(values: Sequence[object]) -> Sequence[str]:
+    texts = [v if type(v) is str else "" if v is None else str(v) for v in values]
+    all_of_them = "".join(texts)
+    if any(mark in all_of_them for mark in "\\\t\n\r"):
+        texts = [text.translate(_ESCAPED) for text in texts]
+    return ["\\N" if v is None else text for v, text in zip(values, texts)] if None in values else texts
+
+
 def is_refusal(why: psycopg.Error) -> bool:
     # A DataError without SQLSTATE is the client's: a NUL in a text, which Postgres cannot hold.
     return (why.sqlstate or "")[:2] in REFUSED or (isinstance(why, psycopg.DataError) and why.sqlstate is None)

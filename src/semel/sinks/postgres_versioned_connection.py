@@ -17,7 +17,7 @@ from psycopg import sql
 from semel.contract import Claim, DeliveryId, LogIdentity, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks.columns import Column, canonical_row, decode
-from semel.sinks.postgres_session import Asked, PostgresSession, brief, each, is_refusal, names
+from semel.sinks.postgres_session import Asked, PostgresSession, brief, copy_text, each, is_refusal, names
 from semel.sinks.postgres_types import POSTGRES, converts
 from semel.sinks.postgres_versioned import DELETED, INCARNATION, LIVE, OFFSET
 from semel.sinks.rows import Shape, split
@@ -227,8 +227,7 @@ class VersionedConnection:
             connection.cursor() as cursor,
             cursor.copy(sql.SQL("COPY pg_temp.semel_versions ({}) FROM STDIN").format(columns)) as copy,
         ):
-            for _, values in written:
-                copy.write_row(values)
+            copy.write(copy_text(list(zip(*[values for _, values in written]))))
         return connection.execute(
             into + sql.SQL("SELECT {} FROM pg_temp.semel_versions").format(columns) + merge
         ).rowcount

@@ -1,5 +1,8 @@
 """A batch of outbox records as parameters of a database driver: reduced to the last one per key, in column order.
 
+A batch that is as it should be goes column by column (`_at_once`), with types checked while it is decoded; anything out
+of the ordinary goes row by row, which says what it is. Both give the same parameters.
+
 Invariant: the key columns of a row are written from the record's key, not from its value, so what one key is has one
 definition (`encode_key`), for writes and deletes alike; and a key that is not written as its column's type is written
 is refused, or one row could have two keys in two partitions (FAULTS S15). A record that does not fit is refused by its
@@ -8,9 +11,11 @@ offset, before the database sees any of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, NamedTuple, Union
 
 import msgspec
 
@@ -22,12 +27,39 @@ Convert = Callable[[Any], object]
 Parameters = tuple[object, ...]
 
 WRITTEN_ONE_WAY = (ColumnType.TEXT, ColumnType.INTEGER, ColumnType.BOOLEAN, ColumnType.JSON)
+_TEXTS = frozenset((str,))
 _parts = msgspec.json.Decoder(list[Any]).decode
 
 
 class Upsert(NamedTuple):
     offset: int
     values: Parameters  # in the order of the columns
+
+
+class Upserts(Sequence[Upsert]):
+    """The writes of a batch that went column by column; what wants rows makes them."""
+
+    def __init__(self, offsets: Sequence[int], columns: Sequence[Sequence[object]]) -> None:
+        self.offsets, self.columns = offsets, columns
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, at: Any) -> Any:
+        return list(self)[at]
+
+    def __iter__(self) -> Iterator[Upsert]:
+        return map(Upsert, self.offsets, zip(*self.columns))
+
+
+def by_row(upserts: Sequence[Upsert]) -> Iterable[Parameters]:
+    """What a driver's executemany takes."""
+    return zip(*upserts.columns) if isinstance(upserts, Upserts) else [one.values for one in upserts]
+
+
+def by_column(upserts: Sequence[Upsert]) -> Sequence[Sequence[object]]:
+    """The values of each column, in the order of the rows."""
+    return upserts.columns if isinstance(upserts, Upserts) else list(zip(*(one.values for one in upserts)))
 
 
 class Delete(NamedTuple):
@@ -50,10 +82,19 @@ class Shape:
         return tuple(names.index(name) for name in self.key or ())
 
 
-def split(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]]:
+def split(shape: Shape, rows: Sequence[Row]) -> tuple[Sequence[Upsert], list[Delete]]:
     """The writes and the deletes of a batch, each key at most once when there is a key: its last record decides."""
     if shape.key is not None:
         rows = list({row.key: row for row in rows}.values())
+    written = [row for row in rows if row.value is not None]
+    if written and (upserts := _at_once(shape, written)) is not None:
+        deleted = [row for row in rows if row.value is None] if len(written) < len(rows) else []
+        return upserts, [Delete(row.offset, tuple(held for _, held in _key(shape, row))) for row in deleted]
+    return one_by_one(shape, rows)
+
+
+def one_by_one(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]]:
+    """As `split`, of rows whose keys differ; it finds the record that does not fit, and says why."""
     upserts: list[Upsert] = []
     deletes: list[Delete] = []
     names = frozenset(column.name for column in shape.columns)
@@ -88,6 +129,57 @@ def split(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]
                 values[place] = held
         upserts.append(Upsert(row.offset, tuple(values)))
     return upserts, deletes
+
+
+class _Layout(NamedTuple):
+    """What is known of a shape before the first batch."""
+
+    value: Callable[[bytes], Any]  # of a record's value, refusing other fields and other types
+    key: Callable[[bytes], tuple[Any, ...]]  # of a record's key
+    fields: Sequence[Callable[[Any], Any]]  # of a decoded value, in the order of the columns
+
+
+@lru_cache(maxsize=256)
+def _layout(columns: tuple[Column, ...], key: tuple[str, ...] | None) -> _Layout:
+    kinds = [Any if c.type is ColumnType.JSON else Union[tuple(FITS[c.type])] for c in columns]  # noqa: UP007
+    named = {f"f{place}": column.name for place, column in enumerate(columns)}
+    fields: list[Any] = [(f, Union[kind, None], None) for f, kind in zip(named, kinds)]  # noqa: UP007
+    row = msgspec.defstruct("Row", fields, rename=named, forbid_unknown_fields=True, gc=False)
+    places = [[c.name for c in columns].index(name) for name in key or ()]
+    parts: Any = tuple.__class_getitem__(tuple(kinds[place] for place in places))
+    decode_row, decode_key = msgspec.json.Decoder(row).decode, msgspec.json.Decoder(parts).decode
+    return _Layout(decode_row, decode_key, [attrgetter(field) for field in named])
+
+
+def _at_once(shape: Shape, rows: Sequence[Row]) -> Upserts | None:
+    """The writes of a batch, column by column; None where one of them is to be looked at by itself."""
+    layout = _layout(tuple(shape.columns), shape.key)
+    try:
+        decoded = [layout.value(row.value or b"") for row in rows]
+        said = [list(map(field, decoded)) for field in layout.fields]
+        held = list(map(_column, shape.columns, shape.converts, said))
+        if shape.key is not None:
+            keys = [layout.key(row.key or b"") for row in rows]
+            for at, place in enumerate(shape.key_places):
+                parts = [key[at] for key in keys]
+                column = shape.columns[place]
+                if parts != said[place] or column.type is ColumnType.JSON:  # 1, 1.0 and True are equal
+                    return None
+                if column.type not in WRITTEN_ONE_WAY:
+                    for part in parts:
+                        wanted = key_part(column.type, part)
+                        if wanted != part or type(wanted) is not type(part):
+                            return None
+                    held[place] = _column(column, shape.converts[place], parts)
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
+        return None
+    return Upserts([row.offset for row in rows], held)
+
+
+def _column(column: Column, convert: Convert, values: Sequence[Any]) -> Sequence[object]:
+    if convert is str and FITS[column.type] == _TEXTS:
+        return values  # they are what `str` would make of them
+    return [None if value is None else convert(value) for value in values]
 
 
 def _key(shape: Shape, row: Row) -> list[tuple[Any, object]]:

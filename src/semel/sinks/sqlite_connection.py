@@ -22,7 +22,7 @@ from semel.contract import Claim, DeliveryId, LogIdentity, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import positions
 from semel.sinks.columns import Column, ColumnType, canonical_row, columns_of, decode
-from semel.sinks.rows import Delete, Shape, Upsert, split
+from semel.sinks.rows import Delete, Shape, Upsert, by_row, split
 from semel.sinks.schema import Found, created, judged
 from semel.sinks.sink import RowRefused, SinkError
 from semel.sinks.sqlite_types import SQLITE, base, converts
@@ -370,7 +370,7 @@ class SQLiteConnection:
             if key is not None:
                 changes = ", ".join(f"{_quoted(n)} = excluded.{_quoted(n)}" for n in names if n not in key)
                 insert += f" ON CONFLICT ({_names(key)}) DO " + (f"UPDATE SET {changes}" if changes else "NOTHING")
-            connection.executemany(insert, [one.values for one in upserts])
+            connection.executemany(insert, by_row(upserts))
 
     def _refuse(self, connection: sqlite3.Connection, upserts: Sequence[Upsert], deletes: Sequence[Delete]) -> None:
         """Finds the row that the file refuses by trying one after the other, in a transaction that is rolled back."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from msgspec import structs
+
 from semel.contract import (
     Atomicity,
     Claim,
@@ -447,7 +449,7 @@ def poison(stand: Stand) -> None:
             batch = stand.entries(count, start)
             # With a key of its own: a sink that reduces a batch by key need not see what was replaced in it.
             batch[count // 2] = stand.row(batch[count // 2].offset, "p", start)
-            bad = replace(batch[count // 2], value=value)
+            bad = structs.replace(batch[count // 2], value=value)
             poisoned = [bad if row.offset == bad.offset else row for row in batch]
             try:
                 outcome = stand.write(connection, replace(claim, position=start), poisoned)
