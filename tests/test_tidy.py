@@ -56,6 +56,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/objects_store.py": {"obstore"},
     "sinks/postgres_session.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},
+    "sinks/postgres_appended_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
     "receiver/postgres.py": {"psycopg"},
