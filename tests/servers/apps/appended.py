@@ -1,4 +1,4 @@
-"""Orders appended to Postgres with the id of their event (APPENDED_POSTGRES)."""
+"""The first order of each number to a topic; orders appended to Postgres with the id of their event (APPENDED_POSTGRES)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ class Order(Struct, frozen=True):
 
 
 orders = Topic("orders", key=str, value=Order)
+firsts = Topic("firsts", key=int, value=Order)
 
 
 def build(b: Builder) -> None:
-    b.read(orders).write(PostgresAppended(os.environ["APPENDED_POSTGRES"], "orders", name="each"))
+    read = b.read(orders)
+    read.distinct(key=lambda o: o.number % 5_000, name="seen").write(firsts)
+    read.write(PostgresAppended(os.environ["APPENDED_POSTGRES"], "orders", name="each"))
 
 
 def some_orders() -> dict[Topic[str, Order], list[tuple[str, Order]]]:
