@@ -1,14 +1,18 @@
-"""Rows that were appended with their event id, read once each: the view that removes repeats, in five dialects.
+"""Rows that were appended with their event id, read once each: the view that removes repeats, in five dialects, and
+what the batch steps that take them out for good have in common (`dedup_postgres.py`, `dedup_duckdb.py`,
+`dedup_parquet.py`).
 
 A repeat has the same event id as the row that it repeats, and the same values: an id names one committed record of one
 outbox. So which of them stays says nothing, and no dialect is asked to choose.
 
-Invariant: a view keeps exactly one row per event id, and every column but its own helpers.
+Invariant: a view keeps exactly one row per event id, and so does a step; it never removes a row that it has not seen
+together with another one of the same id, so what is appended meanwhile stays, and it can be ended at any moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from semel.sinks.sink import SinkError
@@ -86,3 +90,36 @@ def once(
 
 def _path(dialect: SqlDialect, parts: Sequence[str]) -> str:
     return ".".join(quoted(dialect, part) for part in parts)
+
+
+# --- the batch step: what its kinds share ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Deduplicated:
+    """What one run of the step has done. A row whose id is NULL is nobody's repeat."""
+
+    rows: int  # that were there when it began
+    removed: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def left(self) -> int:
+        return self.rows - self.removed
+
+
+At = Callable[[str], None]  # told where the step is: "chosen", "deleted", …; for tests, which end it there
+
+
+def no_at(stage: str) -> None:
+    return
+
+
+def differ(where: str, ids: Sequence[str], found: Sequence[Sequence[object]]) -> SinkError:
+    """Rows of one id that are not equal are no repeats: one of them would be lost, and which one would be chance."""
+    named = ", ".join("/".join(map(str, one)) for one in found[:3])
+    return SinkError(
+        f"{where}: rows of one {', '.join(ids)} differ in other columns ({named}), so they are no repeats of each "
+        "other. Nothing was removed. If a column tells when a row arrived, name it: --ignore COLUMN. If not, two "
+        "writers give the same ids, or a log went back: look at these rows first."
+    )

@@ -1,4 +1,4 @@
-"""The first order of each number to a topic; orders appended to Postgres with the id of their event (APPENDED_POSTGRES)."""
+"""The first order of each number to a topic; all of them to Postgres (APPENDED_POSTGRES), each with its event id."""
 
 from __future__ import annotations
 
