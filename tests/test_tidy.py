@@ -51,11 +51,15 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 }
 # What single files may import beyond their room: a system's sink its client, the app its host (inside `run` only).
 GUESTS: dict[str, set[str]] = {
+    "sinks/dedup_duckdb.py": {"duckdb"},
+    "sinks/dedup_parquet.py": {"pyarrow"},
+    "sinks/dedup_postgres.py": {"psycopg"},
     "sinks/objects_form.py": {"cramjam"},
     "sinks/objects_parquet.py": {"pyarrow"},
     "sinks/objects_store.py": {"obstore"},
     "sinks/postgres_session.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},
+    "sinks/postgres_appended_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
     "receiver/postgres.py": {"psycopg"},
@@ -79,7 +83,18 @@ WORLD |= {"signal", "secrets", "tempfile", "shutil", "mmap", "fcntl", "ssl"}
 PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 # Rooms of guests, each with the files in it that decide and therefore may not.
 PURE = {
-    "sinks": {"__init__", "sink", "delivery", "cut_delivery", "cuts", "trouble", "origin", "objects_form", "http"},
+    "sinks": {
+        "__init__",
+        "sink",
+        "delivery",
+        "cut_delivery",
+        "cuts",
+        "trouble",
+        "origin",
+        "objects_form",
+        "http",
+        "dedup",
+    },
     "receiver": {"__init__", "rules"},
 }
 

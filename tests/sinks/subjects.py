@@ -22,7 +22,7 @@ from pyarrow import parquet
 
 from semel.host.postgres import PostgresServer
 from semel.ports import SinkConnection
-from semel.sinks import Objects, Postgres, PostgresVersioned, SQLite
+from semel.sinks import Objects, Postgres, PostgresAppended, PostgresVersioned, SQLite
 from semel.testing.contracts import Entry, Subject, lost_at_the_call, over_the_wire
 
 HAND_OVER_S = 2.0
@@ -204,6 +204,22 @@ def read_live(address: str, suffix: str) -> Iterable[tuple[str, int]]:
         return connection.execute(f'SELECT id, n FROM "entries_live{suffix}"').fetchall()  # type: ignore[arg-type]
 
 
+def postgres_once(address: str, suffix: str) -> PostgresAppended:
+    return PostgresAppended(address, "entries", hand_over_s=HAND_OVER_S).renamed(suffix)
+
+
+def read_once(address: str, suffix: str) -> Iterable[tuple[str, int]]:
+    """Without repeats, as the view has it."""
+    with psycopg.connect(address) as connection:
+        return connection.execute(f'SELECT id, n FROM "entries_once{suffix}"').fetchall()  # type: ignore[arg-type]
+
+
+def stored_in_postgres(address: str, suffix: str) -> int:
+    with psycopg.connect(address) as connection:
+        (found,) = connection.execute(f'SELECT count(*) FROM "entries{suffix}"').fetchone() or (0,)  # type: ignore[arg-type]
+        return int(found)
+
+
 def left_in_postgres(address: str, suffix: str) -> Sequence[str]:
     """Tables that were not dropped, prepared transactions, and sessions of this database that sit in a transaction."""
     with psycopg.connect(address) as connection:
@@ -230,7 +246,8 @@ def postgres_subject(make: Callable[[str, str], Any], server: PostgresServer, ad
     return Subject(
         make=make,
         address=address,
-        read=read_live if make is postgres_versioned else read_postgres,
+        read={postgres_versioned: read_live, postgres_once: read_once}.get(make, read_postgres),
+        stored=stored_in_postgres if make is postgres_once else None,
         orphans=left_in_postgres,
         loses=lambda: over_the_wire(server.port, b"COMMIT", lambda port: at_port(address, port)),
         crash=crash,

@@ -14,6 +14,7 @@ import pytest
 OPENING = """
 from __future__ import annotations
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Generic, TypeVar, assert_type
 from semel import App, AtLeastOnce, Builder, Stream, Table, TestDriver, Topic
@@ -92,6 +93,13 @@ def billing(b: Builder) -> None:
     one, two, rest = read.branch(lambda o: o.amount > 10, lambda o: o.customer == "a")
     rest.filter(lambda o: o.amount > 0).map_values(lambda o: o.customer).write(names)
     one.key_by(lambda o: (o.customer, 1)).count(name="pairs")
+    own = read.distinct(name="d1")
+    assert_type(own, Stream[int, Order])
+    own.count(name="own")
+    first = read.distinct(key=lambda o: o.customer, window=timedelta(hours=1), name="d2")
+    assert_type(first, Stream[str, Order])
+    first.count(name="firsts")
+    read.distinct(name="d3").write(Postgres("postgresql://h/d", "first"))
 
 driver = TestDriver(App("billing", billing))
 driver.put(orders, 1, Order("a", Decimal(1)))
@@ -113,6 +121,9 @@ def wrong(b: Builder) -> None:
     b.read(orders).map(lambda o: o.amount)  # error: map takes key and value
     b.read(orders).reduce(lambda a, o: a.amount, name="v")  # error: not an Order
     b.read(orders).write(totals)  # error: other keys and values
+    b.read(orders).distinct(name="d", window=10)  # error: a timedelta
+    b.read(orders).distinct(key=lambda o: o.client, name="e")  # error: no such field
+    b.read(orders).distinct()  # error: a state has a name
 
 TestDriver(App("x", wrong)).put(orders, "a", Order("a", Decimal(1)))  # error: int keys
 Topic("x", key=str, value=Order, time=lambda o: o.customer)  # error: no time

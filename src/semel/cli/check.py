@@ -41,16 +41,16 @@ def check(
     from semel.guarantees.report import WIDTH, as_json, as_text
     from semel.host.load import load_app
 
-    circumstances = Circumstances(mode, _kind(on), str(durability or ""))
+    circumstances = Circumstances(mode, kind_of(on), str(durability or ""))
     report = analyse(load_app(app).graph(), circumstances)
     # As wide as the terminal, within reason; the same text on every pipe.
     width = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
-    print(as_json(report, _shown) if json else as_text(report, _shown, on, width))
+    print(as_json(report, shown) if json else as_text(report, shown, on, width))
     if fail_under is not None and report.weakest.rank < fail_under.rank:
         raise typer.Exit(1)
 
 
-def _kind(url: str) -> LogKind:
+def kind_of(url: str) -> LogKind:
     from semel.guarantees import LogKind
 
     kind, _, rest = url.partition(":")
@@ -61,7 +61,7 @@ def _kind(url: str) -> LogKind:
     return LogKind(kind)
 
 
-def _shown(file: str) -> str:
+def shown(file: str) -> str:
     """As a person would type it from here."""
     path = Path(file)
     return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else file

@@ -6,8 +6,10 @@ Exit code 0 holds, 1 broken (with a counter-example), 2 unknown or not possible 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,7 @@ from semel.contract import Mode
 from semel.errors import UsageError
 
 if TYPE_CHECKING:
+    from semel.app import App
     from semel.verify.verdict import Report
 
 ROW = "{:34} {:24} {:>9} {:>9} {:>6} {:>9} {:>6}"
@@ -36,6 +39,9 @@ def verify(
     ] = None,
     keep: Annotated[bool, typer.Option(help="Leave the run's folder: the logs of all processes.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also a page to show to others: one file, nothing else needed.")
+    ] = None,
 ) -> None:
     """Crash an app at every step of its protocols, then compare what it read with what it wrote.
 
@@ -66,13 +72,47 @@ def verify(
     name, _, _ = app.rpartition(":") if app.rpartition(":")[1] and not app.endswith(".py") else (app, "", "")
     file = str(Path(name).resolve()) + app[len(name) :]
     asked = Asked(file, on, inputs, crashes, seed, mode, directed=directed, keep=keep)
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise UsageError(f"--html {html}: name a file in a folder that is there.")  # now, not after minutes
     signal.signal(signal.SIGTERM, _interrupt)
-    report = run(loaded, asked, lambda line: print(line, file=sys.stderr, flush=True))
+    began, said = time.monotonic(), []
+
+    def say(line: str) -> None:
+        said.append((time.monotonic() - began, line))
+        print(line, file=sys.stderr, flush=True)
+
+    report = run(loaded, asked, say)
+    if html is not None:
+        words = ["verify", app, f"--on={on}", f"--crashes={crashes}", f"--seed={seed}", f"--mode={mode.value}"]
+        words += [*(f"--input={one}" for one in input or []), *(f"--at={one}" for one in at or [])]
+        _write_page(html, report, loaded, said, name, words)
     if json_:
         print(json.dumps(report.as_json()))
     else:
         show(report)
     raise typer.Exit(report.verdict.exit_code)
+
+
+def _write_page(
+    file: Path, report: Report, app: App, said: list[tuple[float, str]], app_file: str, words: list[str]
+) -> None:
+    """Whole or not at all: a page that is there is one of a run that ended."""
+    from semel.cli.check import kind_of, shown
+    from semel.guarantees import Circumstances, analyse
+    from semel.proof.occasion import occasion
+    from semel.proof.page import page
+
+    on = report.on if report.on.startswith("kafka://") else "embedded:." if report.on == "embedded" else "kafka://semel"
+    promised = analyse(app.graph(), Circumstances(Mode(report.mode), kind_of(on)))
+    beside = file.with_name(f".{file.name}.new")
+    try:
+        beside.write_text(page(report, promised, occasion(app_file, words), said, shown), encoding="utf-8")
+        os.replace(beside, file)
+    except OSError as why:
+        beside.unlink(missing_ok=True)
+        print(f"--html {file}: not written: {why.strerror}.", file=sys.stderr)
+        return
+    print(f"page: {file}", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: object) -> None:

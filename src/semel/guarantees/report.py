@@ -19,7 +19,7 @@ LABEL = 13
 
 _IN_URL = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]*@")
 _IN_PAIRS = re.compile(
-    r"\b(password|passwd|pwd|secret|token|sslpassword|api_?key)(\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s,;&']+)", re.I
+    r"\b(password|passwd|pwd|secret|token|sslpassword|api_?key)([\"']?\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s,;&']+)", re.I
 )
 
 

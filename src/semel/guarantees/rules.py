@@ -23,7 +23,7 @@ from semel.contract import (
     Resolution,
     Settlement,
 )
-from semel.streams.graph import Fold, Node, Read, Repartition, Write
+from semel.streams.graph import Fold, FoldKind, Node, Read, Repartition, Write
 
 G = Guarantee
 
@@ -109,13 +109,29 @@ def at_most_once_mode(f: Facts) -> Finding | None:
 
 def folds_do_not_forget(f: Facts) -> Finding | None:
     """A label speaks of records; what is folded twice or not at all makes every later value wrong."""
-    states = [node for node in f.through if isinstance(node, Fold)]
+    states = [node for node in f.through if isinstance(node, Fold) and node.kind is not FoldKind.DISTINCT]
     if not states or f.mode is Mode.EXACTLY_ONCE:
         return None
     names = listed([f"{s.name} ({s.place})" for s in states])
     how = "counted twice" if f.mode is Mode.AT_LEAST_ONCE else "not counted"
     return Finding(
         None, f"a record {how} stays in the state {names}: values can be wrong, not only repeated or missing"
+    )
+
+
+def distinct_takes_for_seen(f: Facts) -> Finding | None:
+    """A record is seen when the state says so. Where state and outputs do not commit together, a crash between the two
+    leaves a record that was seen and never passed on; its replay is then left out."""
+    states = [node for node in f.through if isinstance(node, Fold) and node.kind is FoldKind.DISTINCT]
+    if not states or f.mode is Mode.EXACTLY_ONCE:
+        return None
+    names = listed([f"{s.name} ({s.place})" for s in states])
+    if f.mode is Mode.AT_MOST_ONCE:
+        return Finding(None, f"{names}: a state that is lost in a crash lets a later repeat pass")
+    return Finding(
+        G.UNKNOWN,
+        f"{names}: state and outputs are not written together, so a record can be held for seen whose output was lost",
+        "--mode exactly-once",
     )
 
 
@@ -305,6 +321,7 @@ RULES = (
     Rule("mode: at-least-once", at_least_once_mode, "DESIGN §5"),
     Rule("mode: at-most-once", at_most_once_mode, "DESIGN §5"),
     Rule("folds do not forget", folds_do_not_forget, "DESIGN §2, law 6"),
+    Rule("distinct", distinct_takes_for_seen, "DESIGN §2, law 6"),
     Rule("repartition", through_a_repartition, "DESIGN §5"),
     Rule("contract", what_the_contract_says, "DESIGN, Leaving Kafka"),
     Rule("where the sink forgets", what_the_sink_forgets, "FAULTS S7"),

@@ -151,13 +151,15 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         outputs = reckon_input(graph, world.given, committed) + reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         outputs.append(checkers.monotonic("positions over time", world.history))
-        doubts = [*_doubts(graph, asked, storm, hits), *untried(graph, committed)]
+        stored = _stored(sinks)
+        doubts = [*_doubts(graph, asked, storm, hits), *untried(graph, committed), *_never_stored_twice(sinks, stored)]
         if unfinished:
             outputs, doubts = [_so_far(o) for o in outputs], [unfinished, *doubts]
         return Report(
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
             kills_broker=storm.kills_broker, zombies=storm.zombies, refused=storm.refused,
             steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on, asked.mode)},
+            struck={step.value: n for step, n in storm.struck.items()}, extra=_extra(stored),
             outputs=tuple(outputs), doubts=tuple(doubts), seconds=time.monotonic() - began, input_records=world.fed,
         )  # fmt: skip
     finally:
@@ -225,12 +227,16 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         committed = storm.committed()
         outputs = reckon_input(graph, storm.given, committed) + reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
+        stored = _stored(sinks)
         return Report(
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
             kills_broker=0, zombies=storm.zombies, refused=storm.refused,
             steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on, asked.mode)},
+            struck={step.value: n for step, n in storm.struck.items()}, extra=_extra(stored),
             outputs=tuple(outputs),
-            doubts=(*_doubts(graph, asked, storm, hits), *untried(graph, committed)),
+            doubts=(
+                *_doubts(graph, asked, storm, hits), *untried(graph, committed), *_never_stored_twice(sinks, stored)
+            ),
             seconds=time.monotonic() - began, input_records=storm.fed,
         )  # fmt: skip
     finally:
@@ -271,6 +277,28 @@ def _doubts(graph: g.Graph, asked: Asked, storm: Storm | EmbeddedStorm, hits: Ma
         doubts.append("no zombie had a successor that got on at every sink: none was resumed")
     doubts += [f"not a crash of ours: {failure}" for failure in storm.failures]
     return doubts
+
+
+def _stored(sinks: Mapping[str, Any]) -> dict[str, int]:
+    """Of the sinks that store repeats: how many rows lie before the view."""
+    found = {}
+    for name, (sink, connection) in sinks.items():
+        if sink.contract.through and hasattr(connection, "stored"):
+            found[name] = connection.stored()
+    return found
+
+
+def _never_stored_twice(sinks: Mapping[str, Any], stored: Mapping[str, int]) -> list[str]:
+    """A view that had nothing to remove was not tried."""
+    return [
+        f"sink {name}: no row was stored twice, so {sinks[name][0].contract.through} had nothing to remove"
+        for name, count in stored.items()
+        if count <= len(sinks[name][1].rows())
+    ]
+
+
+def _extra(stored: Mapping[str, int]) -> dict[str, object]:
+    return {"stored": dict(stored)} if stored else {}
 
 
 def _hits(workers: list[Child], broker: BrokerChild | None) -> dict[Step, int]:

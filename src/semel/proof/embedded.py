@@ -60,6 +60,7 @@ class EmbeddedStorm:
     fed: int = 0
     given: dict[str, Counter[bytes]] = field(default_factory=dict)
     rounds: int = 1
+    struck: dict[Step, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     history: dict[str, list[int]] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
@@ -137,6 +138,7 @@ class EmbeddedStorm:
                 return child
             waited = time.monotonic() - began if running else 0.0
             if fault.kind is Kind.ZOMBIE and child.stopped():
+                self._struck(fault)
                 return self._succeed(child)
             moved = child.hit(self.commit) > commits
             if fault.kind is Kind.LEAVE and (moved or waited > FAULT_WAIT_S):
@@ -144,17 +146,24 @@ class EmbeddedStorm:
                     self.failures.append(f"{child.name} left with exit code {code}:\n{child.tail()}")
                 return child
             if (fault.kind is Kind.RANDOM and moved and waited > 0.3 + fault.after) or waited > FAULT_WAIT_S:
-                child.kill()  # its step was not reached with this input: killed where it stands
+                if fault.kind is not Kind.RANDOM:  # its step was not reached with this input
+                    fault = Fault(Kind.RANDOM)
+                child.kill()
             time.sleep(0.02)
 
     def _count(self, child: Child, fault: Fault) -> None:
         for step in STEPS:
             arm(child.armed, step, 0)
+        self._struck(fault)
         self.kills_worker += 1
         moved = self.hit(self.commit)
         self.moved_kills += moved > self._moved_at_kill
         self._moved_at_kill = moved
         self.say(f"{child.name}: {fault.kind.value}" + (f" ({fault.step.value})" if fault.step else ""))
+
+    def _struck(self, fault: Fault) -> None:
+        if fault.step is not None:
+            self.struck[fault.step] = self.struck.get(fault.step, 0) + 1
 
     def hit(self, step: Step) -> int:
         return sum(child.hit(step) for child in self.children)

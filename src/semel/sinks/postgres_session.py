@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
 from semel.contract import Claim, DeliveryId, LogIdentity
-from semel.ports import NotDone
+from semel.ports import Done, Fenced, NotDone, Step, Steps, Unknown
 from semel.sinks import positions
 from semel.sinks.columns import Column, columns_of
 from semel.sinks.postgres_types import found
@@ -366,6 +366,38 @@ class PostgresSession:
             )
         self._claimed.setdefault(delivery, row[0])
         return Claim(delivery, epoch=row[0], incarnation=row[1], position=row[2], run=row[3], log=log)
+
+    def followed(
+        self, connection: psycopg.Connection[Any], claim: Claim, end: int, run: str, steps: Steps
+    ) -> Done | Fenced | Unknown:
+        """Moves the position behind rows that are committed: it says where the next owner goes on, and a superseded
+        one is told here that it is one. For contracts under which rows need no guard."""
+        who = (claim.delivery.app, claim.delivery.sink, claim.delivery.partition)
+        steps.reached(Step.POSITION_BEFORE)
+        try:
+            connection.execute(
+                # Not synced by itself: a position that is lost with the server is sent again, without effect.
+                sql.SQL(
+                    "WITH eased AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)) "
+                    "UPDATE {} SET position = %s, run = %s, updated = now() FROM eased "
+                    "WHERE app = %s AND sink = %s AND partition = %s AND epoch = %s AND position < %s"
+                ).format(self.control),
+                (end, run, *who, claim.epoch, end),
+            )
+            there = connection.execute(
+                sql.SQL(
+                    "SELECT epoch, position, holder FROM {} WHERE app = %s AND sink = %s AND partition = %s"
+                ).format(self.control),
+                who,
+            ).fetchone()
+        except psycopg.Error as why:
+            self.rolled_back()
+            return Unknown(f"{self._sink.where}: the rows up to {end} are there, their position: {brief(why)}")
+        steps.reached(Step.POSITION_AFTER)
+        if there is not None and there[0] == claim.epoch:
+            return Done()
+        said = "its position is gone" if there is None else "epoch {}, position {}, held by {}".format(*there)
+        return Fenced(f"{self._sink.where}: {said}; ours was epoch {claim.epoch}")
 
     def _put_out(self, delivery: DeliveryId) -> str:
         """Ends the backend that the row names as its holder; says who it is."""

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from semel.contract import Claim, DeliveryId, LogIdentity, Row
-from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
+from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks.columns import Column, canonical_row, decode
 from semel.sinks.postgres_session import Asked, PostgresSession, brief, copy_text, each, is_refusal, names
 from semel.sinks.postgres_types import POSTGRES, converts
@@ -157,32 +157,7 @@ class VersionedConnection:
     def _moved(self, connection: psycopg.Connection[Any], claim: Claim, end: int, run: str) -> Outcome:
         """The position follows the rows. Not for their sake, who are what they are: it says where the next owner goes
         on, and tells a superseded one that it is one."""
-        who = (claim.delivery.app, claim.delivery.sink, claim.delivery.partition)
-        self._steps.reached(Step.POSITION_BEFORE)
-        try:
-            connection.execute(
-                # Not synced by itself: a position that is lost with the server is sent again, without effect.
-                sql.SQL(
-                    "WITH eased AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)) "
-                    "UPDATE {} SET position = %s, run = %s, updated = now() FROM eased "
-                    "WHERE app = %s AND sink = %s AND partition = %s AND epoch = %s AND position < %s"
-                ).format(self._control),
-                (end, run, *who, claim.epoch, end),
-            )
-            there = connection.execute(
-                sql.SQL(
-                    "SELECT epoch, position, holder FROM {} WHERE app = %s AND sink = %s AND partition = %s"
-                ).format(self._control),
-                who,
-            ).fetchone()
-        except psycopg.Error as why:
-            self._session.rolled_back()
-            return Unknown(f"{self._sink.where}: the rows up to {end} are there, their position: {brief(why)}")
-        self._steps.reached(Step.POSITION_AFTER)
-        if there is not None and there[0] == claim.epoch:
-            return Done()
-        said = "its position is gone" if there is None else "epoch {}, position {}, held by {}".format(*there)
-        return Fenced(f"{self._sink.where}: {said}; ours was epoch {claim.epoch}")
+        return self._session.followed(connection, claim, end, run, self._steps)
 
     def _written(self, claim: Claim, rows: Sequence[Row]) -> list[Written]:
         """Each key once, with the version of its last record; a delete is a row that has only its key."""

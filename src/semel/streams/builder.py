@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 import msgspec
@@ -245,6 +246,33 @@ class Stream(Generic[K, V]):
         return self._fold(
             g.FoldKind.REDUCE, name, f, self._types[1](True), _function(f, "reduce", "state", "value"), None
         )
+
+    @overload
+    def distinct(self, *, name: str, window: timedelta | None = None) -> Stream[K, V]: ...
+    @overload
+    def distinct(self, *, key: Callable[[V], K2], name: str, window: timedelta | None = None) -> Stream[K2, V]: ...
+    def distinct(
+        self, *, key: Callable[[V], Any] | None = None, name: str, window: timedelta | None = None
+    ) -> Stream[Any, V]:
+        """The first record of each key; what repeats it is left out. With `key`, of each key(value): the records move
+        to the partition of that key, as behind `key_by`, and have it from then on.
+
+        Without `window` for ever. With it, a record passes again once its time is at least so much later than that of
+        the one that passed; one that is earlier than it is a repeat. `name` names the state and its changelog, in which
+        each key has an entry, also past its window."""
+        place = caller() if key is None else _function(key, "distinct", "value")
+        if window is not None and not (isinstance(window, timedelta) and window >= timedelta(milliseconds=1)):
+            raise GraphError(place, f"distinct {name!r}: window={window!r}: a timedelta of a millisecond or more.")
+        builder = self._builder
+        builder._take_name(name, "distinct", place)
+        source = (self if key is None else self.key_by(key))._keyed_by_partition(name, place)
+        serde = builder._serde(source._types[0](True), place, f"the type of the key of {name!r}", "key_by(…, key")
+        topic = g.internal_name(builder._app, name, g.InternalKind.CHANGELOG)
+        node = g.Fold(
+            len(builder._nodes), place, (source._id,), g.FoldKind.DISTINCT, name, topic, None, None, serde,
+            serde_of(int), None if window is None else window // timedelta(milliseconds=1),
+        )  # fmt: skip
+        return builder._stream(node, (_known(serde.type), source._types[1]), keyed=True)
 
     def _fold(
         self, kind: g.FoldKind, name: str, f: Callable[[Any, Any], Any] | None, of: Any, place: Place, zero: Any

@@ -304,6 +304,14 @@ def _fold(text: _Text, depth: int, node: g.Fold, at: _At) -> None:
     assert at.kb is not None, f"{node.name}: the key's bytes are not at hand"
     text.line(depth, f"a{i} = g{i}({at.kb})", node)
     text.line(depth, f"if a{i} is None: a{i} = l{i}({at.kb})", node)
+    if node.kind is g.FoldKind.DISTINCT:
+        later = "" if node.window_ms is None else f" or t - a{i} >= {node.window_ms}"
+        text.line(depth, f"if a{i} is None{later}:", node)
+        text.line(depth + 1, f"c{i}[{at.kb}] = d{i}[{at.kb}] = t")
+        if text.trace:
+            text.line(depth + 1, f"u{i}[{at.kb}] = og")
+        _below(text, depth + 1, node, at)
+        return
     match node.kind:
         case g.FoldKind.COUNT:
             text.line(depth, f"a{i} += 1", node)

@@ -115,7 +115,7 @@ def _may_be_none(nodes: Sequence[g.Node], id: int) -> bool:
             return _answer(f, *((make_up(str),) if with_key else ()), None) is None
         case g.Filter(function=f) if is_lambda(f) and _may_be_none(nodes, node.upstream[0]):
             return _answer(f, None) is True
-        case g.KeyBy() | g.Repartition() | g.Changes() | g.Merge():
+        case g.KeyBy() | g.Repartition() | g.Changes() | g.Merge() | g.Fold(kind=g.FoldKind.DISTINCT):
             return any(_may_be_none(nodes, above) for above in node.upstream)
     return False
 

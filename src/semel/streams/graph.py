@@ -132,6 +132,7 @@ class FoldKind(StrEnum):
     FOLD = "fold"
     COUNT = "count"
     REDUCE = "reduce"
+    DISTINCT = "distinct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ class Fold:
 
     count: function ignores the value; reduce: the first value of a key is its first state (`zero` is None).
     A state of None is a deletion: the next record of the key starts from zero again.
+    distinct: the state is the time, in ms, of the record of its key that has passed; below it, without Changes between,
+    are the records that pass: the first of a key, or (`window_ms`) the first that is so much later than it.
     """
 
     id: int
@@ -152,6 +155,7 @@ class Fold:
     zero: Callable[[], Any] | None
     key: Serde
     state: Serde
+    window_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,9 @@ def _refuse_dead_ends(nodes: Sequence[g.Node]) -> None:
     for node in nodes:
         if node.id in taken and not isinstance(node, g.Branch):
             continue
-        if isinstance(node, g.Write | g.Fold) or (isinstance(node, g.Arm) and node.upstream[0] in ways):
+        if isinstance(node, g.Fold) and node.kind is not g.FoldKind.DISTINCT:
+            continue
+        if isinstance(node, g.Write) or (isinstance(node, g.Arm) and node.upstream[0] in ways):
             continue
         if isinstance(node, g.Branch) and node.id in ways:
             continue

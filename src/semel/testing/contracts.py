@@ -33,6 +33,7 @@ IN_PROCESS: tuple[Trial, ...] = (
     trials.position,
     trials.replay,
     trials.recut,
+    trials.repeats,
     trials.lost_before,
     trials.lost_after,
     trials.torn,
@@ -83,6 +84,9 @@ class ContractTests:
 
     def test_other_batches_over_the_same_records_change_nothing(self, subject: Subject) -> None:
         run(subject, trials.recut)
+
+    def test_repeats_that_are_stored_are_removed(self, subject: Subject) -> None:
+        run(subject, trials.repeats)
 
     def test_a_commit_that_never_arrived_is_mended(self, subject: Subject) -> None:
         run(subject, trials.lost_before)

@@ -21,7 +21,7 @@ from semel.host.steps import read_counters
 from semel.ports import Step
 from semel.testing.child import OFFSETS
 from semel.testing.subject import NotTried, Stand
-from semel.testing.trials import once
+from semel.testing.trials import once, stored
 
 RECORDS = 400
 SIZES = (10, 7, 13, 3, 20)
@@ -165,6 +165,8 @@ def zombies(stand: Stand) -> None:
     if stand.contract.fence is Fence.OLDER_VERSION_LOSES:
         refused = counted[Step.SINK_FENCED] + counted[Step.SINK_STALE]
         stand.require(refused > 0, "no row of the zombie was stale: nothing was tried")
+    if stand.contract.through:
+        stand.require(stored(stand) > RECORDS, "the zombie appended nothing: nothing was tried")
 
 
 def paused(stand: Stand) -> None:

@@ -86,6 +86,8 @@ class Subject:
     forget: Callable[[str, str], None] | None = None
     # Values that the sink never takes: what semel sees by itself, and what only the system refuses.
     poison: Sequence[bytes] = (b'{"id": "p", "n": "many"}', b'{"id": "p", "n": null}')
+    # Of a sink that stores repeats (`Contract.through`): how many rows are there before the view. `read` is behind it.
+    stored: Callable[[str, str], int] | None = None
     # How long a stopped owner may keep its successor waiting. None: its lock cannot be taken (say so in `docs`).
     hand_over_s: float | None = None
     large: int = 300  # rows of a batch that takes the sink's path for many rows

@@ -206,6 +206,34 @@ def replay(stand: Stand) -> None:
     stand.holds("after going on", earlier, batch, later)
 
 
+def repeats(stand: Stand) -> None:
+    """Who stores repeats and removes them later: they are stored, or nothing was tried; and behind the view each
+    record is there once, also while another owner appends."""
+    c = stand.contract
+    if not c.through:
+        raise NotTried("no view and no step stands behind this sink")
+    first, second = stand.connection(), stand.connection()
+    claim = stand.claim(first)
+    batch = stand.entries(stand.subject.large)
+    stand.written(first, claim, batch)
+    stand.written(first, claim, batch)
+    heir = stand.claim(second, position=5)
+    stand.written(second, replace(heir, position=5), batch[5:])
+    stand.holds(f"through {c.through}, after three writes", batch)
+    more = stored(stand) - len(batch)
+    stand.require(more >= len(batch), f"only {more} repeats were stored: {c.through} had nothing to remove")
+
+
+def stored(stand: Stand) -> int:
+    """Rows before the view."""
+    if stand.subject.stored is None:
+        stand.require(
+            False, f"{stand.contract.through} is to remove repeats, and stored= does not say that any were there"
+        )
+        return 0
+    return stand.subject.stored(stand.subject.address, stand.suffix)
+
+
 def _repeated(stand: Stand, connection: SinkConnection, claim: Claim, batch: Sequence[Row]) -> None:
     """What recognises a repeat decides whether it is refused or is done without effect."""
     outcome = stand.write(connection, claim, batch)
@@ -387,7 +415,7 @@ def reborn(stand: Stand) -> None:
     """A new incarnation of the outbox counts its offsets from 0 again (S12, S16): its records have their effect, and
     the higher offsets of the former one, sent by a late owner, have none any more."""
     c = stand.contract
-    if not once(c) or c.identity in (Identity.OFFSET, Identity.EVENT_ID):
+    if not once(c) or c.identity is Identity.OFFSET:
         raise NotTried(f"a repeat is recognised by {c.identity}: a new incarnation begins by a new position")
     connection = stand.connection()
     claim = stand.claim(connection)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from semel.verify.verdict import Output
@@ -117,14 +117,23 @@ def last_per_key(
     return Output(name, kind, len(want), len(have), lost, 0, wrong, _some(examples))
 
 
-def multiset(name: str, kind: str, expected: Counter[bytes], present: Counter[bytes]) -> Output:
-    """Rows without identity of their own (a plain insert): each as often as in the committed log."""
+def multiset(
+    name: str,
+    kind: str,
+    expected: Counter[bytes],
+    present: Counter[bytes],
+    records: Callable[[bytes], str] = lambda row: "",
+) -> Output:
+    """Rows without identity of their own (a plain insert): each as often as in the committed log. `records` names the
+    committed records that a row stands for, for examples."""
     missing, extra = expected - present, present - expected
     # A row that was never expected is wrong; one that was, but not as often, is repeated.
     repeated = sum(n for row, n in extra.items() if row in expected)
     wrong = sum(n for row, n in extra.items() if row not in expected)
-    examples = [f"lost: {_short(row)}" for row in list(missing)[:EXAMPLES_MAX]]
-    examples += [f"{'repeated' if row in expected else 'wrong'}: {_short(row)}" for row in list(extra)[:EXAMPLES_MAX]]
+    examples = [f"lost: {_short(row)}{records(row)}" for row in list(missing)[:EXAMPLES_MAX]]
+    for row in list(extra)[:EXAMPLES_MAX]:
+        what = f"repeated: {_short(row)}, there {present[row]} times" if row in expected else f"wrong: {_short(row)}"
+        examples.append(f"{what}{records(row)}")
     total, there = sum(expected.values()), sum(present.values())
     return Output(name, kind, total, there, sum(missing.values()), repeated, wrong, _some(examples))
 

@@ -168,7 +168,20 @@ def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Sin
     expected = Counter(connection.canonical(v) for v in values)
     present = Counter(bytes(row) for row in connection.rows())
     kind = "sink, appended rows" if sink.key is None else "sink, last row per key"
-    return checkers.multiset(f"sink {name}", kind, expected, present)
+
+    def records(row: bytes) -> str:
+        """Of one row in an example: looked for only then."""
+        those = [e for e in entries if e.value is not None and connection.canonical(e.value) == row]
+        told = [f"{e.where}{f', written by {e.origin}' if e.origin else ''}" for e in those[:2]]
+        return (
+            f" (committed once as {told[0]})"
+            if len(those) == 1
+            else f" (committed as {'; '.join(told)})"
+            if told
+            else ""
+        )
+
+    return checkers.multiset(f"sink {name}", kind, expected, present, records)
 
 
 def untried(graph: g.Graph, committed: Committed) -> list[str]:

@@ -55,11 +55,12 @@ class Report:
     kills_broker: int
     zombies: int
     refused: int
-    steps: dict[str, int]
+    steps: dict[str, int]  # by the name of a step: how often it was reached
     outputs: tuple[Output, ...]
     doubts: tuple[str, ...] = ()  # why a run without a failure still proves little
     seconds: float = 0.0
     input_records: int = 0
+    struck: dict[str, int] = field(default_factory=dict)  # … and how often a process was killed or stopped there
     extra: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -90,6 +91,7 @@ class Report:
             "zombies": self.zombies,
             "refused": self.refused,
             "steps": dict(self.steps),
+            "struck": dict(self.struck),
             "outputs": {
                 o.name: {k: v for k, v in asdict(o).items() if k != "name" and (v or k not in ("examples", "unknown"))}
                 for o in self.outputs

@@ -1,0 +1,241 @@
+"""Batches of one delivery to a Postgres table that is only appended to; each row carries the id of its event.
+
+Invariant: every row has the id of the committed record that it is, whoever wrote it and however often, so rows of one
+id are equal, and the view TABLE_once has each once. Nothing is locked, compared or refused before a batch: a replay
+and a superseded owner append repeats. The position follows in a statement of its own, as for rows with versions: it is
+never ahead of the rows. It guards nothing; it says where the next owner goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
+from semel.sinks import dedup
+from semel.sinks.columns import Column, canonical_row, decode
+from semel.sinks.dedup import EVENT, ONCE, SqlDialect
+from semel.sinks.postgres_session import Asked, PostgresSession, brief, each, is_refusal, names
+from semel.sinks.postgres_types import POSTGRES, converts
+from semel.sinks.rows import Shape, split
+from semel.sinks.schema import Found, created, judged
+from semel.sinks.sink import RowRefused, SinkError
+
+if TYPE_CHECKING:
+    from semel.sinks.postgres_appended import PostgresAppended
+
+COPY_ROWS_MIN = 100  # as for `postgres_connection.py`
+# "C": ids are compared byte by byte; a language's order would cost the view three times as much.
+EVENT_TYPE = 'text COLLATE "C" NOT NULL'
+
+Written = tuple[int, tuple[object, ...]]  # the record's offset, and all columns with the event id behind them
+
+
+class AppendedConnection:
+    """See `ports.SinkConnection`."""
+
+    def __init__(self, sink: PostgresAppended, steps: Steps) -> None:
+        self._sink, self._steps = sink, steps
+        self._session = PostgresSession(sink, self._judge)
+        self._notes: list[str] = []
+        self._table, self._control = self._session.table, self._session.control
+        self._once_name = tuple(filter(None, (sink.schema, sink.table_name + ONCE + sink.suffix)))
+        self._once = sql.Identifier(*self._once_name)
+
+    def close(self) -> None:
+        self._session.close()
+
+    # --- the table and its view -----------------------------------------------------------------------------------
+
+    def prepare(self, value_type: object) -> Done | NotDone:
+        return self._session.prepare(value_type) or Done()
+
+    def _judge(self, connection: psycopg.Connection[Any], asked: Asked) -> Shape | None:
+        sink, session = self._sink, self._session
+        wanted = session.wanted()
+        if EVENT in {column.name for column in wanted or ()}:
+            raise SinkError(f"{sink.where}: the field {EVENT!r} is semel's own column. Rename it.")
+        if not session.create(connection, asked, lambda: self._create(connection, wanted)):
+            return None
+        found = session.found(connection)
+        self._has_event(found)
+        theirs = [column for column in found if column.name != EVENT]
+        columns = judged(POSTGRES, sink.where, theirs, wanted, None, [])
+        written = {EVENT, *(column.name for column in columns)}
+        for unique in session.unique(connection):
+            if unique <= written:
+                raise SinkError(
+                    f"{sink.where}: its unique index on ({', '.join(sorted(unique))}) would refuse a repeat, and a "
+                    "table of this contract stores repeats. Drop the index, or use Postgres(…, key=…)."
+                )
+        self._has_view(connection, [column.name for column in columns])
+        self._notes = session.weaknesses(connection)
+        return Shape(columns, converts(columns, theirs), None, sink.where)
+
+    def _has_event(self, found: Sequence[Found]) -> None:
+        event = next((column for column in found if column.name == EVENT), None)
+        if event is None:
+            raise SinkError(
+                f"{self._sink.where}: it has no column for the id of each row's event. ALTER TABLE {self._sink.table} "
+                f"ADD COLUMN {EVENT} {EVENT_TYPE} DEFAULT gen_random_uuid(); rows that are there get ids of their own."
+            )
+        if event.base != "text" or not event.not_null or not event.deterministic:
+            raise SinkError(
+                f"{self._sink.where}: column {EVENT!r} is {event.type_text}{'' if event.not_null else ' NULL'}, wanted "
+                f"is {EVENT_TYPE}: rows without an id would all be taken for repeats of one."
+            )
+
+    def _has_view(self, connection: psycopg.Connection[Any], columns: Sequence[str]) -> None:
+        """One that is there is left as it is, if it has what is written: a person may have made it."""
+        text = self._once.as_string(connection)
+        there = connection.execute(
+            "SELECT c.relkind::text, array_agg(a.attname::text) FROM pg_class c JOIN pg_attribute a ON "
+            "a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped WHERE c.oid = to_regclass(%s) GROUP BY 1",
+            (text,),
+        ).fetchone()
+        if there is None:
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(hashtext('semel prepare'))")
+                self._create_view(connection)
+            return
+        if there[0] not in ("v", "m"):
+            raise SinkError(
+                f"{self._sink.where}: {text} is no view. Rename it: the view without repeats wants its name."
+            )
+        if lacks := sorted(set(columns) - set(there[1])):
+            raise SinkError(
+                f"{self._sink.where}: its view {text} has no column {lacks[0]!r}. DROP VIEW {text}; the next start "
+                "makes it anew."
+            )
+
+    def _create(self, connection: psycopg.Connection[Any], wanted: Sequence[Column] | None) -> None:
+        sink = self._sink
+        if self._session.create_like(connection):
+            return
+        if wanted is None:
+            raise SinkError(
+                f"{sink.where} does not exist, and the type of the values is not known here. "
+                "Say it: PostgresAppended(…, value=TYPE), or create the table."
+            )
+        kinds = [*created(POSTGRES, wanted, None), (EVENT, EVENT_TYPE)]
+        parts = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in kinds]
+        connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self._table, sql.SQL(", ").join(parts)))
+
+    def _create_view(self, connection: psycopg.Connection[Any]) -> None:
+        sink = self._sink
+        columns = [column.name for column in self._session.found(connection)]
+        table = tuple(filter(None, (sink.schema, sink.table_name + sink.suffix)))
+        text = dedup.view(SqlDialect.POSTGRES, table, columns, name=self._once_name)
+        connection.execute(text)  # type: ignore[arg-type, unused-ignore]  # names only, each quoted
+
+    def notes(self) -> Sequence[str]:
+        return tuple(self._notes)
+
+    # --- a batch --------------------------------------------------------------------------------------------------
+
+    def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
+        return self._session.claim(delivery, log)
+
+    def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
+        assert start < end, (start, end)
+        connection, shape = self._session.held(claim), self._session.shape
+        if connection is None:
+            return NotDone(f"{self._sink.where}: the connection of the claim is gone")
+        assert shape is not None, "a claim comes before a write"
+        upserts, _ = split(shape, rows)  # a delete has no row to go to: refused there
+        written = [(one.offset, (*one.values, self._event(claim, one.offset))) for one in upserts]
+        try:
+            connection.execute("BEGIN")
+            self._steps.reached(Step.ROWS_BEFORE)
+            self._rows(connection, written)
+            self._steps.reached(Step.ROWS_AFTER)
+        except psycopg.Error as why:
+            self._session.rolled_back()
+            if is_refusal(why):
+                self._refuse(connection, written, why)
+            return self._session.not_done(why)
+        self._steps.reached(Step.SINK_BEFORE)
+        try:
+            status = connection.execute("COMMIT").statusmessage
+        except psycopg.IntegrityError as why:  # a deferred constraint: the server has answered, it is not done
+            self._session.rolled_back()
+            raise RowRefused(f"a constraint checked at the commit refuses the batch: {brief(why)}", start) from None
+        except psycopg.Error as why:
+            connection.close()
+            return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")
+        # COMMIT of a failed transaction is answered with ROLLBACK, and no error.
+        assert status == "COMMIT", f"{self._sink.where}: COMMIT was answered with {status}"
+        self._steps.reached(Step.SINK_AFTER)
+        return self._session.followed(connection, claim, end, run, self._steps)
+
+    def _event(self, claim: Claim, offset: int) -> str:
+        who = claim.delivery
+        return dedup.event_id(who.app, who.sink, claim.incarnation, who.partition, offset)
+
+    def _rows(self, connection: psycopg.Connection[Any], written: Sequence[Written]) -> None:
+        shape = self._session.shape
+        assert shape is not None
+        if not written:
+            return
+        columns = names([*(column.name for column in shape.columns), EVENT])
+        if len(written) < COPY_ROWS_MIN:
+            places = sql.SQL(", ").join(sql.Placeholder() * (len(shape.columns) + 1))
+            query = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(self._table, columns, places)
+            each(connection, query, [values for _, values in written])
+            return
+        with (
+            connection.cursor() as cursor,
+            cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(self._table, columns)) as copy,
+        ):
+            for _, values in written:
+                copy.write_row(values)
+
+    def _refuse(self, connection: psycopg.Connection[Any], written: Sequence[Written], why: psycopg.Error) -> None:
+        """Finds the row that the server refuses by trying each alone, in a transaction that is rolled back, and
+        raises RowRefused."""
+        offset = -1
+        try:
+            connection.execute("BEGIN")
+            for one in written:
+                offset = one[0]
+                self._rows(connection, [one])
+        except psycopg.Error as refusal:
+            self._session.rolled_back()
+            if is_refusal(refusal):
+                raise RowRefused(brief(refusal), offset) from None
+            return
+        self._session.rolled_back()
+        raise SinkError(f"{self._sink.where} refuses a batch each of whose rows it accepts alone: {brief(why)}.")
+
+    # --- for semel verify -----------------------------------------------------------------------------------------
+
+    def rows(self) -> Sequence[bytes]:
+        """Through the view: what the contract promises is promised there."""
+        shape = self._session.shape
+        assert shape is not None, "prepare comes first"
+        fields = [column.name for column in shape.columns]
+        found = self._session.connected().execute(sql.SQL("SELECT {} FROM {}").format(names(fields), self._once))
+        return [canonical_row(shape.columns, dict(zip(fields, row, strict=True))) for row in found]
+
+    def stored(self) -> int:
+        """Rows in the table itself, repeats among them."""
+        found = self._session.connected().execute(sql.SQL("SELECT count(*) FROM {}").format(self._table)).fetchone()
+        assert found is not None
+        count: int = found[0]
+        return count
+
+    def canonical(self, value: bytes) -> bytes:
+        assert self._session.shape is not None, "prepare comes first"
+        return canonical_row(self._session.shape.columns, decode(value))
+
+    def drop(self) -> None:
+        if not self._sink.suffix:
+            raise SinkError(f"{self._sink.where}: semel removes only tables that it has named itself.")
+        connection = self._session.connected()
+        with connection.transaction():
+            connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self._once))
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}, {}").format(self._table, self._control))
