@@ -33,7 +33,8 @@ from semel.ports import (
     TopicPartition,
     Unknown,
 )
-from semel.sinks import origin
+from semel.sinks import cuts, group_position, origin
+from semel.sinks.cuts import Undecided
 from semel.sinks.sink import RowRefused, SinkError
 
 BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
@@ -113,6 +114,11 @@ class Delivery:
         self._tell(self._lanes.values())
         self._connection.close()
 
+    @property
+    def partitions(self) -> int:
+        """How many are assigned here."""
+        return len(self._lanes)
+
     def lag(self) -> int:
         """Offsets between the sink's positions and the ends of the partitions assigned here; markers and aborted
         records count until they are passed."""
@@ -187,7 +193,10 @@ class Delivery:
             origin.validate(self._log, lane.at, claim.position, claim.run, self._runs, self._sink.where)
             self._steps.reached(Step.CLAIM_AFTER)
         else:
-            claim = self._group_claim(lane.at, delivery, here)
+            try:
+                claim = self._group_claim(lane.at, delivery, here)
+            except Undecided as why:
+                return self._later(lane, str(why))
         lane.claim, lane.mark = claim, claim.run
         lane.position = lane.next = claim.position
         lane.written_ms = self._now_ms
@@ -196,13 +205,17 @@ class Delivery:
         return None
 
     def _group_claim(self, at: TopicPartition, delivery: DeliveryId, here: LogIdentity) -> Claim:
-        """A weak sink holds no position: the group's offset is it, or the start of the log."""
-        committed = self._log.committed([at])[at]
-        start = self._log.starts([at])[at]
-        if committed is None:
+        """The sink holds no position: the group's offset is it, or what a person has decided since, or the start of the
+        log."""
+        topic = cuts.delivery_topic(self._outbox)
+        moved = cuts.read_progress(self._log, TopicPartition(topic, at.partition)) if topic in self._known else None
+        stands = group_position.read(self._log.committed([at])[at], moved, here)
+        if stands is None:
+            start = self._log.starts([at])[at]
             return Claim(delivery, epoch=0, incarnation=1, position=start, run="", log=here)
-        origin.validate(self._log, at, committed.offset, committed.metadata, self._runs, self._sink.where)
-        return Claim(delivery, epoch=0, incarnation=1, position=committed.offset, run=committed.metadata, log=here)
+        position, mark, incarnation = stands
+        origin.validate(self._log, at, position, mark, self._runs, self._sink.where)
+        return Claim(delivery, epoch=0, incarnation=incarnation, position=position, run=mark, log=here)
 
     def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
         """Ends the claim; another one is tried after a pause that grows."""
@@ -263,7 +276,7 @@ class Delivery:
 
     def _written(self, lane: _Lane, claim: Claim, rows: Sequence[Row]) -> Outcome:
         self._steps.reached(Step.BATCH_BEFORE)
-        place = {lane.at: Position(lane.next, lane.mark)}
+        place = {lane.at: group_position.written(lane.next, lane.mark, claim.incarnation)}
         if self._at_most_once and not self._remembers:
             moved = self._log.commit_offsets(place)
             if not isinstance(moved, Done):

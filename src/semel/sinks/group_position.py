@@ -1,0 +1,43 @@
+"""Where a delivery stands whose only memory is the group's offsets, and under which incarnation.
+
+The group's offset carries the mark of the last record and the incarnation as its metadata. A rewind that takes a new
+incarnation is a record of the delivery topic (`cuts.Progress`), which no member of the group can move and which does
+not expire: while the group speaks of an older incarnation, or of none, the record holds.
+
+Invariant: the incarnation never falls while the topic lives. It is part of each request's key, so a lower one would be
+taken for a repeat, and a higher one for a new effect.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from semel.contract import LogIdentity
+from semel.ports import Position
+from semel.sinks.cuts import Progress
+
+
+class Stands(NamedTuple):
+    position: int
+    mark: str
+    incarnation: int
+
+
+def written(position: int, mark: str, incarnation: int) -> Position:
+    return Position(position, mark if incarnation == 1 else f"{mark} @{incarnation}")
+
+
+def read(committed: Position | None, moved: Progress | None, here: LogIdentity) -> Stands | None:
+    """None: nothing was delivered yet. `moved`: what the delivery topic says, if there is one."""
+    if moved is not None and (moved.topic_id, moved.partitions) != (here.topic_id, here.partitions):
+        moved = None  # of a topic before this one, whose keys are others
+    found = None
+    if committed is not None:
+        mark, at, incarnation = committed.metadata.rpartition("@")
+        if at and incarnation.isdigit():
+            found = Stands(committed.offset, mark.rstrip(), int(incarnation))
+        else:
+            found = Stands(committed.offset, committed.metadata, 1)
+    if moved is not None and (found is None or found.incarnation < moved.incarnation):
+        return Stands(moved.position, moved.mark, moved.incarnation)
+    return found
