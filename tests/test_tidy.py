@@ -81,7 +81,7 @@ PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 PURE = {
     "sinks": {
         *("__init__", "sink", "delivery", "cut_delivery", "cuts", "agreement", "operate", "group_position", "trouble"),
-        *("origin", "objects_form", "http"),
+        *("origin", "keep", "truncation", "objects_form", "http"),
     },
     "receiver": {"__init__", "rules"},
 }

@@ -275,6 +275,10 @@ class Log(Protocol):
         ...
 
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]: ...
+    def truncate(self, before: Mapping[TopicPartition, int]) -> Done | NotDone:
+        """Deletes what lies below these offsets (DeleteRecords); a log that begins later already is left as it is."""
+        ...
+
     def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
         """Committed records from `start`, read outside the group, until an end of partition at or past
         `target`. Yields empty Records while it waits, so that the caller can keep its membership alive: for an

@@ -30,7 +30,6 @@ from semel.ports import (
     NotDone,
     Owner,
     Owners,
-    Position,
     Records,
     Sink,
     Step,
@@ -39,11 +38,12 @@ from semel.ports import (
     TopicPartition,
     Unknown,
 )
-from semel.sinks import cuts, origin
+from semel.sinks import cuts, group_position, keep, origin
 from semel.sinks.agreement import CHOICE, agreed
 from semel.sinks.cuts import Cut, Progress, Rule, Undecided
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.trouble import Trouble, pause_ms
+from semel.sinks.truncation import Truncation
 
 FENCED_MS = 500  # the group tells a superseded owner that it is one within a heartbeat: time to hear it
 LAG_MS = 1_000  # how often the group's offsets follow
@@ -67,6 +67,7 @@ class _Lane:
     due_ms: int = 0  # when to claim or send next
     failures: int = 0
     told: int = -1  # the group's offset
+    moments: list[keep.Moment] | None = None  # None: not read yet
 
     def empty(self, next: int) -> None:
         self.rows.clear()
@@ -98,6 +99,7 @@ class CutDelivery:
         value_type: object = None,
         sole_owner: bool = False,
         rule: Rule | None = None,
+        keep_ms: int | None = keep.DEFAULT_MS,
         steps: Steps | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -118,6 +120,7 @@ class CutDelivery:
         self._trouble = Trouble(sink.where, say)
         self._now_ms = 0
         self._told_ms = 0
+        self._truncation = Truncation(log, keep_ms, say)
 
     def join(self) -> None:
         """Enters the group. The outbox exists and may lose nothing by itself; the delivery topic is created."""
@@ -182,6 +185,15 @@ class CutDelivery:
         if now_ms - self._told_ms >= LAG_MS:
             self._tell()
             self._told_ms = now_ms
+        # Up to the position: the records of a cut that is under way must be there to be sent again.
+        self._truncation.step(
+            now_ms,
+            [
+                (lane.at, lane.moments or (), lane.progress.position)
+                for lane in self._lanes.values()
+                if lane.progress is not None
+            ],
+        )
         return delivered
 
     def _take(self, lane: _Lane, records: Records) -> None:
@@ -367,14 +379,23 @@ class CutDelivery:
     def _tell(self) -> None:
         """The group's offsets follow, for whoever watches the lag; the outcome does not matter."""
         moved = {
-            at: Position(lane.progress.position)
+            at: said.position
             for at, lane in self._lanes.items()
-            if lane.progress is not None and lane.progress.position > lane.told
+            if (said := lane.progress) is not None
+            and (said.position > lane.told or self._truncation.due(lane.moments, self._now_ms, said.position))
         }
-        if moved:
-            self._log.commit_offsets(moved)
+        if unread := [at for at in moved if self._lanes[at].moments is None]:
+            for at, committed in self._log.committed(unread).items():
+                self._lanes[at].moments = keep.parsed(group_position.moments_in(committed))
+        told = {}
         for at, position in moved.items():
-            self._lanes[at].told = position.offset
+            moments = self._truncation.noted(self._lanes[at].moments or (), self._now_ms, position)
+            self._lanes[at].moments = moments
+            told[at] = group_position.written(position, "", 1, keep.text(moments))
+        if told:
+            self._log.commit_offsets(told)
+        for at, position in moved.items():
+            self._lanes[at].told = position
 
 
 def _passed(lane: _Lane) -> int:

@@ -24,7 +24,6 @@ from semel.ports import (
     NoSteps,
     NotDone,
     Outcome,
-    Position,
     Records,
     Sink,
     Step,
@@ -33,9 +32,10 @@ from semel.ports import (
     TopicPartition,
     Unknown,
 )
-from semel.sinks import cuts, group_position, origin
+from semel.sinks import cuts, group_position, keep, origin
 from semel.sinks.cuts import Undecided
 from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks.truncation import Truncation
 
 BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
 FENCED_MS = 500  # the group tells a superseded owner that it is one within a heartbeat: time to hear it
@@ -58,6 +58,7 @@ class _Lane:
     failures: int = 0
     written_ms: int = 0
     told: int = -1  # the group's offset
+    moments: list[keep.Moment] | None = None  # None: not read yet
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class Delivery:
         value_type: object = None,
         accept: Accept | None = None,
         sole_owner: bool = False,
+        keep_ms: int | None = keep.DEFAULT_MS,
         steps: Steps | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -103,6 +105,7 @@ class Delivery:
         self._trouble = _Trouble()
         self._now_ms = 0
         self._told_ms = 0
+        self._truncation = Truncation(log, keep_ms, say)
 
     def join(self) -> None:
         """Enters the group. The outbox exists and may lose nothing by itself."""
@@ -163,6 +166,9 @@ class Delivery:
         if now_ms - self._told_ms >= LAG_MS and self._remembers:
             self._tell(self._lanes.values())
             self._told_ms = now_ms
+        self._truncation.step(
+            now_ms, [(lane.at, lane.moments or (), lane.position) for lane in self._lanes.values() if lane.claim]
+        )
         return delivered
 
     # --- the claim --------------------------------------------------------------------------------------------------
@@ -209,7 +215,9 @@ class Delivery:
         log."""
         topic = cuts.delivery_topic(self._outbox)
         moved = cuts.read_progress(self._log, TopicPartition(topic, at.partition)) if topic in self._known else None
-        stands = group_position.read(self._log.committed([at])[at], moved, here)
+        committed = self._log.committed([at])[at]
+        self._lanes[at].moments = keep.parsed(group_position.moments_in(committed))
+        stands = group_position.read(committed, moved, here)
         if stands is None:
             start = self._log.starts([at])[at]
             return Claim(delivery, epoch=0, incarnation=1, position=start, run="", log=here)
@@ -276,7 +284,9 @@ class Delivery:
 
     def _written(self, lane: _Lane, claim: Claim, rows: Sequence[Row]) -> Outcome:
         self._steps.reached(Step.BATCH_BEFORE)
-        place = {lane.at: group_position.written(lane.next, lane.mark, claim.incarnation)}
+        self._note(lane, lane.position)
+        moments = keep.text(lane.moments or ())
+        place = {lane.at: group_position.written(lane.next, lane.mark, claim.incarnation, moments)}
         if self._at_most_once and not self._remembers:
             moved = self._log.commit_offsets(place)
             if not isinstance(moved, Done):
@@ -317,8 +327,23 @@ class Delivery:
         """The group's offsets follow, for whoever watches the lag; the outcome does not matter."""
         if not self._remembers:
             return
-        moved = [lane for lane in lanes if lane.claim is not None and lane.position > lane.told]
+        moved = [
+            lane
+            for lane in lanes
+            if lane.claim is not None
+            and (lane.position > lane.told or self._truncation.due(lane.moments, self._now_ms, lane.position))
+        ]
+        if unread := [lane.at for lane in moved if lane.moments is None]:
+            for at, position in self._log.committed(unread).items():
+                self._lanes[at].moments = keep.parsed(group_position.moments_in(position))
+        for lane in moved:
+            self._note(lane, lane.position)
         if moved:
-            self._log.commit_offsets({lane.at: Position(lane.position) for lane in moved})
+            self._log.commit_offsets(
+                {lane.at: group_position.written(lane.position, "", 1, keep.text(lane.moments or ())) for lane in moved}
+            )
         for lane in moved:
             lane.told = lane.position
+
+    def _note(self, lane: _Lane, position: int) -> None:
+        lane.moments = self._truncation.noted(lane.moments or (), self._now_ms, position)

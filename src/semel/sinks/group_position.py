@@ -16,6 +16,8 @@ from semel.contract import LogIdentity
 from semel.ports import Position
 from semel.sinks.cuts import Progress
 
+MOMENTS = " #"  # behind it the moments of `keep`
+
 
 class Stands(NamedTuple):
     position: int
@@ -23,8 +25,14 @@ class Stands(NamedTuple):
     incarnation: int
 
 
-def written(position: int, mark: str, incarnation: int) -> Position:
-    return Position(position, mark if incarnation == 1 else f"{mark} @{incarnation}")
+def written(position: int, mark: str, incarnation: int, moments: str = "") -> Position:
+    """`moments`: what `keep.text` makes, for the truncation."""
+    told = mark if incarnation == 1 else f"{mark} @{incarnation}"
+    return Position(position, f"{told}{MOMENTS}{moments}" if moments else told)
+
+
+def moments_in(position: Position | None) -> str:
+    return "" if position is None else position.metadata.partition(MOMENTS)[2]
 
 
 def read(committed: Position | None, moved: Progress | None, here: LogIdentity) -> Stands | None:
@@ -33,11 +41,12 @@ def read(committed: Position | None, moved: Progress | None, here: LogIdentity) 
         moved = None  # of a topic before this one, whose keys are others
     found = None
     if committed is not None:
-        mark, at, incarnation = committed.metadata.rpartition("@")
+        told = committed.metadata.partition(MOMENTS)[0]
+        mark, at, incarnation = told.rpartition("@")
         if at and incarnation.isdigit():
             found = Stands(committed.offset, mark.rstrip(), int(incarnation))
         else:
-            found = Stands(committed.offset, committed.metadata, 1)
+            found = Stands(committed.offset, told, 1)
     if moved is not None and (found is None or found.incarnation < moved.incarnation):
         return Stands(moved.position, moved.mark, moved.incarnation)
     return found
