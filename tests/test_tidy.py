@@ -84,15 +84,8 @@ PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 # Rooms of guests, each with the files in it that decide and therefore may not.
 PURE = {
     "sinks": {
-        "__init__",
-        "sink",
-        "delivery",
-        "cut_delivery",
-        "cuts",
-        "trouble",
-        "origin",
-        "objects_form",
-        "http",
+        *("__init__", "sink", "delivery", "cut_delivery", "cuts", "agreement", "operate", "group_position", "trouble"),
+        *("origin", "keep", "truncation", "objects_form", "http"),
         "dedup",
     },
     "receiver": {"__init__", "rules"},

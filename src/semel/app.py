@@ -7,6 +7,7 @@ the host (processes, sockets, files) is imported only inside `run`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from semel.contract import Mode
@@ -16,6 +17,7 @@ from semel.streams.graph import Graph
 from semel.streams.place import GraphError, caller, raised
 from semel.streams.topic import Topic, check_name
 
+KEEP_MIN = timedelta(minutes=1)  # a position that a sink acknowledges before its disk has it is there by then
 APP_NAME_LENGTH_MAX = 100  # leaves room for the names of states and sinks in 249 characters
 
 
@@ -24,7 +26,8 @@ class App:
 
     `build` gets a `Builder` and must be pure. `commit_interval_ms`: a transaction per worker this often.
     `sample`: records for `semel verify` to feed, by topic, as (key, value) pairs: a mapping, or a function that
-    returns one. Without it verify generates them from the topics' types.
+    returns one. Without it verify generates them from the topics' types. `keep`: so long an outbox keeps what its sink
+    has taken, for `semel sink rewind` and for a sink put back from a backup; None: for ever.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class App:
         *,
         commit_interval_ms: int = 100,
         sample: Sample | None = None,
+        keep: timedelta | None = timedelta(days=7),
     ) -> None:
         self.place = caller()
         self.name = check_name(name, "App", self.place, length_max=APP_NAME_LENGTH_MAX)
@@ -41,6 +45,11 @@ class App:
             raise GraphError(self.place, f"App {name}: the topology must be a function of a Builder.")
         if not isinstance(commit_interval_ms, int) or not 1 <= commit_interval_ms <= 60_000:
             raise GraphError(self.place, f"App {name}: commit_interval_ms={commit_interval_ms!r}; 1 to 60000.")
+        if keep is not None and not (isinstance(keep, timedelta) and keep >= KEEP_MIN):
+            raise GraphError(
+                self.place, f"App {name}: keep={keep!r}; a timedelta of a minute or more, or None: for ever."
+            )
+        self.keep = keep
         self.build = build
         self.commit_interval_ms = commit_interval_ms
         self.sample = sample

@@ -214,6 +214,22 @@ class Claim:
     log: LogIdentity
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a sink remembers of one partition of a delivery, for those who operate it. `position`: the end of all that
+    is there, or may come there still; `whole`: of what is there for certain, where that can be less."""
+
+    partition: int
+    epoch: int  # counts claims
+    incarnation: int
+    position: int
+    run: str  # mark of the last record below `position`; "" where none was delivered, or the sink does not keep it
+    log: LogIdentity
+    holder: str = ""  # who claimed it last, and when it changed last, for people
+    updated: str = ""
+    whole: int | None = None
+
+
 class Row(Struct, frozen=True, gc=False):
     """One committed record on its way out. `value` None is a delete of `key`."""
 

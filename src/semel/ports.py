@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Row
+from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Remembered, Row
 
 Buffer = bytes | bytearray | memoryview
 Headers = Sequence[tuple[str, bytes | None]]
@@ -275,6 +275,10 @@ class Log(Protocol):
         ...
 
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]: ...
+    def truncate(self, before: Mapping[TopicPartition, int]) -> Done | NotDone:
+        """Deletes what lies below these offsets (DeleteRecords); a log that begins later already is left as it is."""
+        ...
+
     def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
         """Committed records from `start`, read outside the group, until an end of partition at or past
         `target`. Yields empty Records while it waits, so that the caller can keep its membership alive: for an
@@ -400,6 +404,21 @@ class SinkConnection(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Operated(Protocol):
+    """What `semel sink` asks of the connection of a sink that remembers positions. No claim is made."""
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        """Every partition that the sink knows of this delivery, by number; none where nothing was delivered yet.
+        Changes nothing."""
+        ...
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        """Each partition of `to` stands there now, with its incarnation and log and under a higher epoch, so that who
+        has claimed it before is fenced; if everything still was as in `seen`. Fenced: it was not, nothing has changed.
+        Unknown: look again."""
+        ...
 
 
 class Sink(Protocol[V_contra, Kind_co]):

@@ -82,11 +82,7 @@ BUGS = [
     ),
     Bug(
         "S12: the sink is not asked what it holds",
-        (
-            Edit(
-                "sinks/cut_delivery.py", "        if claim.position > bound:\n", "        if claim.position > 2**62:\n"
-            ),
-        ),
+        (Edit("sinks/agreement.py", "    if position > bound:\n", "    if position > 2**62:\n"),),
         ("tests/sinks/test_cuts_of_other_logs.py::test_a_log_put_back_stops_the_delivery",),
         "DID NOT RAISE",
     ),

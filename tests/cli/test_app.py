@@ -18,6 +18,7 @@ import pytest
 
 from semel.broker.requests import DeleteGroupsRequest
 from semel.cli.app import begin, drain, reset
+from semel.cli.sink import adopt
 from semel.errors import SemelError, UsageError
 from semel.host.engine import Ask
 from semel.host.groups import Tended, tend
@@ -204,19 +205,19 @@ def test_after_the_positions_are_gone_reset_is_the_way_on(place: Place, capsys: 
 def test_an_outbox_that_is_computed_again_is_emptied_and_its_sink_must_be_told(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What waits in it would come twice. Its sink stops at the new topic until a person has run the statement that
-    reset printed."""
+    """What waits in it would come twice. Its sink stops at the new topic until a person has run the command that reset
+    printed."""
     place.run_to(8)
     place.move("counts.totals", OUTBOX, Position(0))  # as if it had not been delivered
     reset(APP, on=place.url, yes=True)
     told = capsys.readouterr().out
     assert f"emptied: {OUTBOX} (made anew, 40 records in it given up)" in told
-    statement = next(line.strip() for line in told.splitlines() if "UPDATE semel_positions" in line)
+    assert f"semel sink adopt {APP} totals --on {place.url} --at start --yes" in told
     code, said = place.run(lambda: False)
     assert code == 1 and "re-created" in said
     place.alone()
-    with sqlite3.connect(place.database) as database:
-        database.execute(statement)
+    adopt(APP, "totals", on=place.url, stands="start", yes=True)
+    assert "was re-created" in capsys.readouterr().out
     place.run_to(8)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.ports import Done, LogLost, NewTopic, Position, Records, TopicPartition
+from semel.ports import Done, Log, LogLost, NewTopic, NotDone, Position, Records, TopicPartition
 from tests.host.logs import Logs, Member, cluster_logs, embedded_logs, fill, parts, polled, read_all, take
 
 NAMES = itertools.count()
@@ -212,3 +212,26 @@ def test_many_records_keep_their_order(logs: Logs, name: str) -> None:
     log.join([name], Member(log))
     found = take(log, 2 * count)
     assert found == {at: [b"%d" % n for n in range(count)] for at in parts(name, 2)}
+
+
+def test_what_lies_below_is_deleted_and_nothing_else(logs: Logs, name: str) -> None:
+    """An outbox is truncated by its delivery: the log begins later then, whatever was asked before, and never beyond
+    its end."""
+    fill(logs, name, {0: [b"%d" % n for n in range(10)], 1: [b"x", b"y"]})
+    log = logs.open()
+    first, second = parts(name, 2)
+    assert log.truncate({first: 4, second: 1}) == Done()
+    assert log.starts([first, second]) == {first: 4, second: 1}
+    assert log.ends([first, second]) == {first: 10, second: 2}
+    assert read_from(log, first, 4) == [b"%d" % n for n in range(4, 10)]
+    assert log.truncate({first: 2}) == Done()
+    assert log.starts([first]) == {first: 4}
+    assert isinstance(log.truncate({first: 11}), NotDone)
+    assert isinstance(log.truncate({TopicPartition(f"{name}-none", 0): 1}), NotDone)
+    assert log.starts([first]) == {first: 4}
+    assert log.truncate({first: 10}) == Done()
+    assert log.starts([first]) == log.ends([first]) == {first: 10}
+
+
+def read_from(log: Log, at: TopicPartition, start: int) -> list[bytes | None]:
+    return [value for records in log.read(at, start, log.ends([at])[at]) for value in records.values]

@@ -7,6 +7,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from datetime import time as clock
 from decimal import Decimal
@@ -16,7 +17,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from semel.contract import Claim, LogIdentity, Row
+from semel.contract import Claim, LogIdentity, Remembered, Row
 from semel.errors import UsageError
 from semel.ports import Done, Fenced, NotDone, Step
 from semel.sinks import MariaDB
@@ -182,17 +183,24 @@ def test_another_connection_under_the_same_number_is_left_alone(make_sink: MakeS
     assert claimed(heir, sink).position == 1
 
 
-def test_the_choice_can_be_taken(make_sink: MakeSink, url: str) -> None:
-    """The statement that the message of S16 prints does what it says: a new incarnation, from the start."""
+def test_a_position_that_a_person_has_moved_is_the_one_that_counts(make_sink: MakeSink) -> None:
+    """As `semel sink adopt` moves it after S16: another incarnation, and whoever claimed before is fenced. What has
+    changed since they looked is not moved."""
     sink = make_sink()
     connection = opened(sink)
-    assert connection.write(claimed(connection, sink), 0, 5, "r", []) == Done()
+    before = claimed(connection, sink)
+    assert connection.write(before, 0, 5, "r", []) == Done()
     other = LogIdentity("another", 4)
-    with pytest.raises(Diverged) as diverged:
+    with pytest.raises(Diverged, match=r"semel sink adopt APP.py totals"):
         claimed(connection, sink, log=other)
-    subjects.query(url, "UPDATE " + str(diverged.value).partition("UPDATE ")[2])
+    seen = connection.remembered("app")
+    to = [replace(seen[0], position=2, run="m", incarnation=2, log=other), Remembered(3, 0, 2, 7, "n", other)]
+    assert connection.move("app", seen, to) == Done()
+    assert isinstance(connection.write(before, 5, 6, "r", rows(sink, [Total("a", 1)], 5)), Fenced)
+    assert isinstance(connection.move("app", seen, to), Fenced)
     claim = claimed(connection, sink, log=other)
-    assert (claim.incarnation, claim.position) == (2, 0)
+    assert (claim.incarnation, claim.position, claim.run) == (2, 2, "m")
+    assert claimed(connection, sink, 3, other).position == 7
 
 
 def test_two_workers_prepare_at_once(make_sink: MakeSink) -> None:
@@ -452,10 +460,10 @@ def test_a_dropped_table_is_not_made_anew_behind_its_positions(make_sink: MakeSi
     subjects.query(url, "DROP TABLE totals")
     for _ in range(2):  # it does not go away by trying again
         connection = opened(sink)
-        with pytest.raises(SinkError, match=r"up to offset 2.*UPDATE .*semel_positions.*by hand") as gone:
+        with pytest.raises(SinkError, match=r"up to offset 2.*semel sink rewind .*by hand"):
             claimed(connection, sink)
-    said = str(gone.value)
-    subjects.query(url, said[said.index("UPDATE ") : said.index(";", said.index("UPDATE "))])
+    (seen,) = connection.remembered("app")
+    assert connection.move("app", [seen], [replace(seen, position=0, run="")]) == Done()
     assert claimed(opened(sink), sink).position == 0
 
 

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 
-from semel.ports import Done, Step, TopicPartition
-from semel.sinks import Objects
+from semel.ports import Done, NoSteps, Step, TopicPartition
+from semel.sinks import Objects, operate
 from semel.sinks.cuts import read_progress
-from semel.sinks.objects_connection import CONTROL, manifest_key
+from semel.sinks.objects_connection import manifest_key
 from semel.sinks.sink import Diverged, SinkError
 from tests.sinks.test_cuts import (
     DELIVERY,
@@ -54,6 +54,17 @@ def diverged(log: OutboxLog, sink: Objects) -> str:
     worker.close()
     assert names(sink) == before
     return str(stopped.value)
+
+
+def adopted(log: OutboxLog, sink: Objects, position: int) -> int:
+    """As `semel sink adopt` does it; the incarnation."""
+    delivery = operate.Delivery(
+        log.session(), sink, app="app", outbox=OUTBOX, owners=log.owner, connection=sink.open(NoSteps())
+    )
+    standing = delivery.standing()
+    renew = delivery.renewed(standing, again=False)
+    to = {place.at: position for place in standing.places}
+    return delivery.move(standing, to, renew=renew, now_ms=1, delete=lambda topics: [log.topics.pop(t) for t in topics])
 
 
 @pytest.mark.parametrize("went_on", [0, 20])
@@ -179,12 +190,8 @@ def test_a_topic_made_anew_stops_the_delivery_until_the_next_incarnation_begins(
     log.create(OUTBOX, 1, EVER)
     put(log, *range(100, 120))
     said = diverged(log, sink)
-    assert "re-created" in said
-    anew = said.partition("write {")[2].partition("}")[0]
-    store = store_of(sink)
-    found = store.document(CONTROL)
-    assert found is not None
-    store.replace(CONTROL, b"{" + anew.encode() + b"}", found[1])
+    assert "re-created" in said and "`semel sink adopt APP.py orders`" in said
+    assert adopted(log, sink, 0) == 2
     Worker(log, sink).turn(8)
     assert held(sink) == [*range(10), *range(100, 120)]
     assert names(sink) == [name(0, 10), name(0, 10, incarnation=2), name(10, 20, incarnation=2)]

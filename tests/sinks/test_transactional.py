@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from msgspec.structs import replace
+import os
+from dataclasses import replace
 
-from semel.contract import LogIdentity, Row, Transactional
-from semel.ports import Done, Fenced, Step
+import pytest
+from msgspec import structs
+
+from semel.contract import LogIdentity, Remembered, Row, Transactional
+from semel.ports import Done, Fenced, NoSteps, Step
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from tests.sinks.conftest import MakeSink
 from tests.sinks.values import LOG, Total, claimed, deleted, held, opened, rows, totals
@@ -164,24 +167,53 @@ def test_another_log_is_diverged_and_leaves_no_trace(make_sink: MakeSink, other:
     for partition in (0, 3):
         with pytest.raises(Diverged, match=says) as diverged:
             claimed(connection, sink, partition, other)
-        assert "UPDATE" in str(diverged.value)
+        assert f"semel sink adopt APP.py {sink.name}" in str(diverged.value)
         assert "put the former log back" in str(diverged.value)
     assert connection.write(claim, 5, 6, "r", rows(sink, [Total("a", 1)], 5)) == Done(), "the epoch did not move"
 
 
-def test_the_choice_can_be_taken(make_sink: MakeSink) -> None:
-    """The statement that the message of S16 prints does what it says: a new incarnation, from the start."""
+def test_a_position_that_a_person_has_moved_is_the_one_that_counts(make_sink: MakeSink) -> None:
+    """As `semel sink adopt` moves it after S16: another incarnation, and whoever claimed before is fenced."""
     sink = make_sink()
     connection = opened(sink)
-    assert connection.write(claimed(connection, sink), 0, 5, "r", []) == Done()
+    before = claimed(connection, sink)
+    assert connection.write(before, 0, 5, "r", []) == Done()
     other = LogIdentity("another", 4)
-    with pytest.raises(Diverged) as diverged:
-        claimed(connection, sink, log=other)
-    statement = str(diverged.value).partition("UPDATE ")[2]
-    connection._connected().execute("UPDATE " + statement)  # type: ignore[attr-defined]
+    seen = connection.remembered("app")  # type: ignore[attr-defined]
+    to = [replace(seen[0], position=2, run="m", incarnation=2, log=other), Remembered(3, 0, 2, 7, "n", other)]
+    assert connection.move("app", seen, to) == Done()  # type: ignore[attr-defined]
+    assert isinstance(connection.write(before, 5, 6, "r", rows(sink, [Total("a", 1)], 5)), Fenced)
+    assert held(connection) == []
     claim = claimed(connection, sink, log=other)
-    assert (claim.incarnation, claim.position) == (2, 0)
+    assert (claim.incarnation, claim.position, claim.run) == (2, 2, "m")
+    assert claimed(connection, sink, 3, other).position == 7
     assert claimed(connection, sink, 2, other).incarnation == 2, "of partitions that come later, too"
+
+
+@pytest.mark.parametrize("what", ["claim", "batch"])
+def test_what_has_changed_since_a_person_looked_is_not_moved(make_sink: MakeSink, what: str) -> None:
+    """A delivery at work: what would be skipped or repeated is not what was said any more."""
+    sink = make_sink()
+    connection = opened(sink)
+    claim = claimed(connection, sink)
+    assert connection.write(claim, 0, 5, "r", []) == Done()
+    seen = connection.remembered("app")  # type: ignore[attr-defined]
+    if what == "claim":
+        claimed(connection, sink)
+    else:
+        assert connection.write(claim, 5, 6, "r", []) == Done()
+    now = connection.remembered("app")  # type: ignore[attr-defined]
+    outcome = connection.move("app", seen, [replace(seen[0], position=0)])  # type: ignore[attr-defined]
+    assert isinstance(outcome, Fenced) and "changed meanwhile" in outcome.reason
+    assert connection.remembered("app") == now  # type: ignore[attr-defined]
+
+
+def test_looking_makes_nothing(make_sink: MakeSink) -> None:
+    sink = make_sink()
+    connection = sink.open(NoSteps())
+    assert connection.remembered("app") == []
+    assert connection.remembered("app") == []
+    assert not hasattr(sink, "path") or not os.path.exists(sink.path)
 
 
 def test_a_value_that_is_refused_is_named_and_nothing_is_written(make_sink: MakeSink) -> None:
@@ -200,7 +232,7 @@ def test_a_value_that_is_refused_is_named_and_nothing_is_written(make_sink: Make
         for many in (good, rows(sink, [Total("x", n) for n in range(200)], 100)):
             last = many[-1].offset + 1
             with pytest.raises(RowRefused, match=says) as refused:
-                connection.write(claim, 0, last + 1, "r", [*many, replace(good[0], offset=last, value=bad)])
+                connection.write(claim, 0, last + 1, "r", [*many, structs.replace(good[0], offset=last, value=bad)])
             assert refused.value.offset == last
     assert held(connection) == []
     assert connection.write(claim, 0, 12, "r", good) == Done()

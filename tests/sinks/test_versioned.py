@@ -313,7 +313,7 @@ def test_a_dropped_table_is_not_made_anew_behind_its_positions(make: MakeSink) -
         client.execute("DROP TABLE totals CASCADE")
     for _ in range(2):  # it does not go away by trying again
         connection = opened(sink)
-        with pytest.raises(SinkError, match=r"up to offset 2.*UPDATE .*semel_positions.*create the table by hand"):
+        with pytest.raises(SinkError, match=r"up to offset 2.*semel sink rewind .*create the table by hand"):
             claimed(connection, sink)
 
 

@@ -271,6 +271,11 @@ class MemLog:
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return {at: self.broker.starts.get(at, 0) for at in partitions}
 
+    def truncate(self, before: Mapping[TopicPartition, int]) -> Done:
+        for at, offset in before.items():
+            self.broker.starts[at] = max(offset, self.broker.starts.get(at, 0))
+        return Done()
+
     def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
         position = start
         while position < target:

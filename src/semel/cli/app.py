@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from semel.host.groups import Tended
     from semel.ports import Log
     from semel.streams.graph import Graph
-    from semel.streams.layout import Delivered, Layout
+    from semel.streams.layout import Delivered
     from semel.streams.reset import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -60,8 +60,8 @@ def reset(
         if not yes:
             print("Nothing has been done. To do it: --yes")
             return
-        layout = resetting.perform(at.graph, at.log, plan, prefix=at.prefix, delete=at.tended.delete)
-        for line in _demanded(at, plan, layout):
+        resetting.perform(at.graph, at.log, plan, prefix=at.prefix, delete=at.tended.delete)
+        for line in _demanded(at, plan):
             print(line)
         print(f"Done: {at.name} on {at.log.name} starts anew.")
 
@@ -108,7 +108,7 @@ def drain(
         outbox = found.kind is InternalKind.OUTBOX
         _nobody_runs(at, [f"{at.name}.{sink}" if outbox else at.name])
         taken = "delivered" if outbox else "read"
-        held = f"the state {sink!r}" if found.kind is InternalKind.CHANGELOG else f"{_many(found.records)} not {taken}"
+        held = f"the state {sink!r}" if found.kind is InternalKind.CHANGELOG else f"{many(found.records)} not {taken}"
         print(f"topic {at.prefix}{topic} on {at.log.name}: deleted, with {held}.")
         if found.records:
             print(f"  To see them first: `semel read {at.prefix}{topic} --on {at.log.name}`.")
@@ -167,12 +167,12 @@ def _told(at: _At, plan: Plan, to: To) -> Iterator[str]:
             moved.append(f"{said} -> {plan.then[partition]}")
         yield f"  positions in {topic}, by partition: {', '.join(moved)}"
     for waiting in plan.emptied:
-        also = f", {_many(waiting.records)} in it given up" if waiting.records else ""
+        also = f", {many(waiting.records)} in it given up" if waiting.records else ""
         yield f"  emptied: {at.prefix}{waiting.name} (made anew{also})"
     if any(waiting.kind == "changelog" for waiting in plan.emptied):
         yield "  emptied: the state of every key; copies on the workers' disks follow at their next start"
     for waiting in plan.kept:
-        also = f"{_many(waiting.records)} not known to be delivered" if waiting.records else "all of it was delivered"
+        also = f"{many(waiting.records)} not known to be delivered" if waiting.records else "all of it was delivered"
         yield f"  kept: {at.prefix}{waiting.name} ({also}); the sink goes on where it is"
     again = "computed again and written once more" if to is To.EARLIEST else "written"
     outputs = sorted(write.topic.name for write in at.graph.writes() if write.topic is not None)
@@ -183,24 +183,22 @@ def _told(at: _At, plan: Plan, to: To) -> Iterator[str]:
         yield f"  not undone: rows in {sink.where} {rows}. Empty it first if it shall hold the new run alone"
 
 
-def _demanded(at: _At, plan: Plan, layout: Layout) -> Iterator[str]:
-    """What a sink must be told before it takes from an outbox that was made anew: a position is reset by a person."""
-    from semel.contract import DeliveryId, LogIdentity, PositionIn
-    from semel.sinks.positions import TABLE, fresh_start
+def _demanded(at: _At, plan: Plan) -> Iterator[str]:
+    """What must be said before a sink takes from an outbox that was made anew: a person says where it goes on."""
+    from semel.contract import PositionIn
+    from semel.streams.layout import sink_command
 
     emptied = {waiting.name for waiting in plan.emptied}
     for write in at.graph.writes():
         sink: Any = write.sink
-        if sink is None or write.outbox not in emptied or sink.contract.position is not PositionIn.SINK:
+        if sink is None or write.outbox not in emptied or sink.contract.position is PositionIn.GROUP_OFFSETS:
             continue
         emptied.discard(write.outbox)  # one outbox per sink, however many writes
-        here = LogIdentity(layout.ids[write.outbox], layout.partitions[write.outbox])
-        statement = fresh_start(DeliveryId(at.name, sink.name, 0), here, TABLE).partition(": ")[2]
-        yield f"{sink.where} still has its position in the former outbox, and takes nothing until you run there:"
-        yield f"  {statement}"
+        yield f"{sink.where} still has its position in the former outbox, and takes nothing until you run"
+        yield f"  {sink_command('adopt', at.graph, at.log.name, sink.name)} --at start --yes".replace("`", "")
 
 
-def _many(records: int) -> str:
+def many(records: int) -> str:
     if records > COUNT_MAX:
         return f"more than {COUNT_MAX:,} records"
     return f"{records:,} record" + ("" if records == 1 else "s")

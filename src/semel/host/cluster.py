@@ -197,6 +197,9 @@ class ClusterLog:
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return self._admin.starts(partitions)
 
+    def truncate(self, before: Mapping[TopicPartition, int]) -> Done | NotDone:
+        return self._admin.truncate(before)
+
     # --- positions ---
 
     @property

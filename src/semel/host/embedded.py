@@ -21,7 +21,7 @@ from semel.broker import admin_requests as admin
 from semel.broker import requests as api
 from semel.broker.errors import Error
 from semel.errors import UsageError
-from semel.host.embedded_columns import visible
+from semel.host.embedded_columns import batches, visible
 from semel.host.engine import INIT_PRODUCER_ID, Ask, Engine, Ticket
 from semel.ports import (
     Done,
@@ -48,7 +48,6 @@ READ_COMMITTED, READ_UNCOMMITTED = 1, 0
 FETCH_BYTES_MAX = 2 << 20
 PARTITION_BYTES_MAX = 1 << 20
 PENDING_RECORDS_MAX = 4_000  # of one partition, until they are encoded and handed to the engine
-BATCH_BYTES_MAX = 900_000  # below max.message.bytes, with room for what encoding adds
 CHOSEN_KEYS_MAX = 200_000
 TOPICS_CHECK_S = 1.0
 STABLE_WAIT_S = 30.0
@@ -199,6 +198,19 @@ class EmbeddedLog:
 
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return self._listed(partitions, EARLIEST)
+
+    def truncate(self, before: Mapping[TopicPartition, int]) -> Done | NotDone:
+        asked = tuple(
+            admin.DeleteRecordsTopic(
+                topic, tuple(admin.DeleteRecordsPartition(p, before[TopicPartition(topic, p)]) for p in given)
+            )
+            for topic, given in _by_topic(list(before))
+        )
+        for topic in self._ask(21, 2, admin.DeleteRecordsRequest(asked)).topics:
+            for p in topic.partitions:
+                if p.error_code:
+                    return NotDone(f"{topic.name}-{p.partition_index}: {error_name(p.error_code)}")
+        return Done()
 
     def _fetch(self, wanted: Sequence[tuple[TopicPartition, int]]) -> list[Records]:
         topics: dict[str, list[api.FetchPartition]] = {}
@@ -362,7 +374,7 @@ class EmbeddedLog:
             if at not in self._in_transaction:
                 self._in_transaction.add(at)
                 asked.append(Ask(24, 3, self._of_producer(api.AddPartitionsToTxnRequest, (_topic(at),))))
-        for start, end in _cuts(keys, values, headers):
+        for start, end in batches(keys, values, headers):
             some = headers[start:end]
             data = encode(
                 values[start:end],
@@ -542,27 +554,6 @@ def _positions(positions: Mapping[TopicPartition, Position]) -> tuple[api.TxnOff
         )
         for topic, given in _by_topic(list(positions))
     )
-
-
-def _cuts(
-    keys: Sequence[bytes | None], values: Sequence[bytes | None], headers: Sequence[Headers | None]
-) -> Iterator[tuple[int, int]]:
-    """Ranges of records, each of which fits into one batch. A record that is too large alone stays alone: the log
-    says so."""
-    sizes = [len(value or b"") + len(key or b"") for key, value in zip(keys, values, strict=True)]
-    if any(headers):
-        for index, given in enumerate(headers):
-            sizes[index] += sum(len(name) * 4 + len(value or b"") for name, value in given or ())
-    if sum(sizes) <= BATCH_BYTES_MAX:
-        yield 0, len(sizes)
-        return
-    start = total = 0
-    for index, size in enumerate(sizes):
-        if total + size > BATCH_BYTES_MAX and index > start:
-            yield start, index
-            start, total = index, 0
-        total += size
-    yield start, len(sizes)
 
 
 def refusal(answer: Any) -> tuple[int, str]:

@@ -8,13 +8,15 @@ still before aborted records (FAULTS B24).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from semel.ports import Buffer, Headers, LogLost, Records, TopicPartition
 from semel.record.batch import Columns, columns, parse
 from semel.record.control import parse_marker
 from semel.record.errors import CorruptBatch
+
+BATCH_BYTES_MAX = 900_000  # below max.message.bytes, with room for what encoding adds
 
 
 class Aborted(Protocol):
@@ -104,3 +106,24 @@ def _from(part: Columns, position: int) -> Columns:
         part.values[first:],
         None if part.headers is None else part.headers[first:],
     )
+
+
+def batches(
+    keys: Sequence[bytes | None], values: Sequence[bytes | None], headers: Sequence[Headers | None]
+) -> Iterator[tuple[int, int]]:
+    """Ranges of records, each of which fits into one batch. A record that is too large alone stays alone: the log
+    says so."""
+    sizes = [len(value or b"") + len(key or b"") for key, value in zip(keys, values, strict=True)]
+    if any(headers):
+        for index, given in enumerate(headers):
+            sizes[index] += sum(len(name) * 4 + len(value or b"") for name, value in given or ())
+    if sum(sizes) <= BATCH_BYTES_MAX:
+        yield 0, len(sizes)
+        return
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if total + size > BATCH_BYTES_MAX and index > start:
+            yield start, index
+            start, total = index, 0
+        total += size
+    yield start, len(sizes)

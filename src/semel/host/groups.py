@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from semel.errors import SemelError, UsageError
-from semel.ports import Log, LogLost, Position, TopicPartition
+from semel.ports import Log, LogLost, Owner, Position, TopicPartition
 from semel.streams.layout import Delivered
 
 ANSWER_S_MAX = 10.0
@@ -33,6 +33,11 @@ class Tended(Protocol):
 
     def delete(self, topics: Sequence[str]) -> None:
         """Returns when they are gone, whether or not they were there."""
+        ...
+
+    def owner(self, transactional_id: str) -> Owner: ...
+    def since(self, partitions: Sequence[TopicPartition], timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        """The first offset whose record is of that time or later; -1 where there is none."""
         ...
 
 
@@ -105,6 +110,21 @@ class _Cluster:
                 raise SemelError(f"{self._name}: topic {min(left)} was deleted and is still there. Try again.")
             time.sleep(0.05)
 
+    def owner(self, transactional_id: str) -> Owner:
+        from semel.host.kafka_client import address
+        from semel.host.kafka_owner import KafkaOwner
+
+        return KafkaOwner(address(self._url), transactional_id)
+
+    def since(self, partitions: Sequence[TopicPartition], timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        from semel.host.kafka_look import KafkaLook
+
+        look = KafkaLook(self._url)
+        try:
+            return look.since(partitions, timestamp_ms)
+        finally:
+            look.close()
+
 
 class _Folder:
     """The folder is locked: a group here has no members but those that a broker on it has known, and they are gone."""
@@ -153,3 +173,22 @@ class _Folder:
         for result in answer.responses:
             if result.error_code not in (Error.NONE, Error.UNKNOWN_TOPIC_OR_PARTITION):
                 raise SemelError(f"{self._engine.name}: delete {result.name}: {Error(result.error_code).name}")
+
+    def owner(self, transactional_id: str) -> Owner:
+        from semel.host.embedded_owner import EmbeddedOwner
+
+        return EmbeddedOwner(self._engine, transactional_id)
+
+    def since(self, partitions: Sequence[TopicPartition], timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        from semel.broker.requests import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
+        from semel.host.engine import Ask
+
+        found = {}
+        for at in partitions:
+            topic = ListOffsetsTopic(at.topic, (ListOffsetsPartition(at.partition, timestamp_ms),))
+            answer = self._engine.ask(self._connection, Ask(2, 7, ListOffsetsRequest(-1, (topic,))))
+            told = answer.topics[0].partitions[0]
+            if told.error_code:
+                raise LogLost(f"{self._engine.name}: {self._engine.damage(*at) or f'{at}: error {told.error_code}'}")
+            found[at] = told.offset
+        return found

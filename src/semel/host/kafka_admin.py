@@ -18,7 +18,7 @@ import confluent_kafka.admin
 from confluent_kafka import TopicPartition as At
 
 from semel.host.kafka_client import Address, KafkaError, KafkaException, base_settings, error_of, made
-from semel.ports import LogLost, NewTopic, TopicInfo, TopicPartition
+from semel.ports import Done, LogLost, NewTopic, NotDone, TopicInfo, TopicPartition
 
 R = TypeVar("R")
 
@@ -183,6 +183,18 @@ class Admin:
 
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return self._listed(partitions, _kafka.OffsetSpec.earliest(), "starts")
+
+    def truncate(self, before: Mapping[TopicPartition, int]) -> Done | NotDone:
+        asked = self._client.delete_records(
+            [At(at.topic, at.partition, offset) for at, offset in before.items()], request_timeout=ASK_TIMEOUT_S
+        )
+        for at, future in asked.items():
+            try:
+                future.result(ASK_TIMEOUT_S)
+            except (KafkaException, FutureTimeout) as failed:
+                told = "no answer" if isinstance(failed, FutureTimeout) else error_of(failed).str()
+                return NotDone(f"{at.topic}-{at.partition}: {told}")
+        return Done()
 
     def broker_setting(self, name: str) -> str | None:
         """A setting as the brokers have it; None where it is not known, or not for us to know."""

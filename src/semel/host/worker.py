@@ -32,6 +32,7 @@ from semel.host.steps import steps_from
 from semel.host.supervisor import supervise
 from semel.ports import Log, LogLost, Owners, Position, Steps, Stores, TopicPartition
 from semel.sinks.cut_delivery import CutDelivery
+from semel.sinks.cuts import Rule
 from semel.sinks.delivery import Delivery
 from semel.streams import graph as g
 from semel.streams.layout import Asked
@@ -156,7 +157,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     graph = run.app.graph()
     steps = steps_from(os.environ)
     now_ms = clock()
-    source, owners = stack.enter_context(_sessions(run, steps, leaving))
+    source, owners = stack.enter_context(sessions(run, steps, leaving))
     # After the log's own folder: state on an embedded log lies inside it.
     slot = take_slot(run.state_dir, run.name, run.slot)
     stack.callback(slot.lock.release)
@@ -186,7 +187,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     deliveries = []
     for name, write in _outboxes(graph):
         session = source(f"{run.name}.{name}", f"{slot.identity}.{name}", None)
-        made = _delivery(run, name, write, session, owners, steps)
+        made = delivery_of(run, name, write, session, owners, steps)
         deliveries.append(_DeliveryThread(name, made, session, now_ms))
     for delivery in deliveries:
         stack.callback(delivery.stop)
@@ -243,7 +244,7 @@ def _outboxes(graph: g.Graph) -> Iterator[tuple[str, g.Write]]:
 
 # --- what a worker works on ---
 
-Source = Callable[[str, str, str | None], Log]  # group, static member id, transactional id
+Source = Callable[[str, str | None, str | None], Log]  # group, static member id, transactional id
 
 
 def _asked(run: Run, slot: Slot, source: Source) -> Asked:
@@ -260,7 +261,7 @@ def _asked(run: Run, slot: Slot, source: Source) -> Asked:
 
 
 @contextmanager
-def _sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source, Owners]]:
+def sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source, Owners]]:
     """Functions that open sessions with the log."""
     if run.url.startswith(EMBEDDED):
         from semel.host.embedded import EmbeddedLog
@@ -320,7 +321,9 @@ def _stores(slot: Slot, stack: ExitStack) -> Stores:
     return store
 
 
-def _delivery(run: Run, name: str, write: g.Write, log: Log, owners: Owners, steps: Steps) -> Delivery | CutDelivery:
+def delivery_of(
+    run: Run, name: str, write: g.Write, log: Log, owners: Owners, steps: Steps, rule: Rule | None = None
+) -> Delivery | CutDelivery:
     """By who remembers the position: the sink (or, for a weak one, the group), or the delivery topic."""
     assert write.sink is not None
     sink = write.sink.renamed(run.prefix) if run.prefix else write.sink
@@ -331,8 +334,9 @@ def _delivery(run: Run, name: str, write: g.Write, log: Log, owners: Owners, ste
 
     given: dict[str, Any] = {"app": run.name, "outbox": outbox, "value_type": write.value, "steps": steps, "say": say}
     given["sole_owner"] = run.url.startswith(EMBEDDED)
+    given["keep_ms"] = None if run.app.keep is None else round(run.app.keep.total_seconds() * 1000)
     if sink.contract.position is PositionIn.DELIVERY_TOPIC:
-        return CutDelivery(log, sink, owners=owners, **given)
+        return CutDelivery(log, sink, owners=owners, rule=rule, **given)
     return Delivery(log, sink, accept=write.accept, **given)
 
 

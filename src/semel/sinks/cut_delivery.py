@@ -30,7 +30,6 @@ from semel.ports import (
     NotDone,
     Owner,
     Owners,
-    Position,
     Records,
     Sink,
     Step,
@@ -39,13 +38,16 @@ from semel.ports import (
     TopicPartition,
     Unknown,
 )
-from semel.sinks import cuts, origin
+from semel.sinks import cuts, group_position, keep, origin
+from semel.sinks.agreement import CHOICE, agreed
 from semel.sinks.cuts import Cut, Progress, Rule, Undecided
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.trouble import Trouble, pause_ms
+from semel.sinks.truncation import Truncation
 
 FENCED_MS = 500  # the group tells a superseded owner that it is one within a heartbeat: time to hear it
 LAG_MS = 1_000  # how often the group's offsets follow
+DRAINING_MS = 200  # a cut of what is left in an outbox is due so long after its first record
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class _Lane:
     due_ms: int = 0  # when to claim or send next
     failures: int = 0
     told: int = -1  # the group's offset
+    moments: list[keep.Moment] | None = None  # None: not read yet
 
     def empty(self, next: int) -> None:
         self.rows.clear()
@@ -82,7 +85,8 @@ class CutDelivery:
     with the same cut, by this owner or another, and must then change nothing.
 
     `sole_owner`: this log has no other member (an embedded one). Being fenced by the sink then means that a copy of it
-    is in use, and claiming again would only pass the sink back and forth between two logs that went different ways."""
+    is in use, and claiming again would only pass the sink back and forth between two logs that went different ways.
+    `rule` instead of the sink's: who drains an outbox waits for nothing more to come."""
 
     def __init__(
         self,
@@ -94,6 +98,8 @@ class CutDelivery:
         outbox: str,
         value_type: object = None,
         sole_owner: bool = False,
+        rule: Rule | None = None,
+        keep_ms: int | None = keep.DEFAULT_MS,
         steps: Steps | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -101,7 +107,7 @@ class CutDelivery:
         self._app, self._outbox, self._value_type = app, outbox, value_type
         self._sole_owner = sole_owner
         self._topic = cuts.delivery_topic(outbox)
-        self._rule: Rule = getattr(sink, "rule", Rule())
+        self._rule: Rule = rule or getattr(sink, "rule", None) or Rule()
         self._form: str = getattr(sink, "form", "")
         self._steps = steps or NoSteps()
         self._say = say
@@ -114,6 +120,7 @@ class CutDelivery:
         self._trouble = Trouble(sink.where, say)
         self._now_ms = 0
         self._told_ms = 0
+        self._truncation = Truncation(log, keep_ms, say)
 
     def join(self) -> None:
         """Enters the group. The outbox exists and may lose nothing by itself; the delivery topic is created."""
@@ -129,6 +136,11 @@ class CutDelivery:
         for lane in self._lanes.values():
             _release(lane)
         self._connection.close()
+
+    @property
+    def partitions(self) -> int:
+        """How many are assigned here."""
+        return len(self._lanes)
 
     def lag(self) -> int:
         """Offsets between the positions and the ends of the partitions assigned here; markers and aborted records
@@ -173,6 +185,15 @@ class CutDelivery:
         if now_ms - self._told_ms >= LAG_MS:
             self._tell()
             self._told_ms = now_ms
+        # Up to the position: the records of a cut that is under way must be there to be sent again.
+        self._truncation.step(
+            now_ms,
+            [
+                (lane.at, lane.moments or (), lane.progress.position)
+                for lane in self._lanes.values()
+                if lane.progress is not None
+            ],
+        )
         return delivered
 
     def _take(self, lane: _Lane, records: Records) -> None:
@@ -246,53 +267,7 @@ class CutDelivery:
         return None
 
     def _agreed(self, lane: _Lane, claim: Claim, found: Progress | None, here: LogIdentity) -> Progress:
-        """What the delivery topic says, if the sink and the log do not say otherwise. Repairs nothing."""
-        place = f"{self._sink.where}, partition {lane.at.partition}"
-        if found is not None and found.incarnation > claim.incarnation:
-            raise Diverged(
-                f"{place}: the sink stands at incarnation {claim.incarnation}, {self._topic} at {found.incarnation}: "
-                "the sink was put back from a backup, or its control object was removed. Nothing was delivered. Put "
-                "back what belongs to this log."
-            )
-        if found is None or found.incarnation < claim.incarnation:
-            if claim.position > 0:
-                raise Diverged(
-                    f"{place}: it holds what was delivered up to offset {claim.position} of {self._outbox}, and "
-                    f"{self._topic} knows of no delivery: the log was put back, or that topic was made anew. {_CHOICE}"
-                )
-            return Progress(claim.incarnation, here.topic_id, here.partitions, 0, "")
-        if (found.topic_id, found.partitions) != (here.topic_id, here.partitions):
-            raise Diverged(
-                f"{place}: its positions are of another topic {self._outbox} (id {found.topic_id or 'unknown'}, "
-                f"{found.partitions} partitions; now {here.topic_id or 'unknown'}, {here.partitions}): it was "
-                f"re-created. {_CHOICE}"
-            )
-        bound = found.position if found.cut is None else found.cut.end
-        if claim.position > bound:
-            raise Diverged(
-                f"{place}: it holds what was delivered up to offset {claim.position} of {self._outbox}, and "
-                f"{self._topic} decided cuts up to {bound} only: the log went back behind the sink (a backup put back, "
-                f"a tail lost in a power cut), or a copy of it is in use. {_CHOICE}"
-            )
-        if 0 <= claim.position < found.position:
-            raise Diverged(
-                f"{place}: it knows of what was delivered up to offset {claim.position} of {self._outbox}, and "
-                f"{self._topic} says {found.position}: the sink was put back from a backup. Nothing was delivered. Put "
-                "back the newer one."
-            )
-        if found.cut is not None and found.cut.form != self._form and claim.position != found.position:
-            raise SinkError(
-                f"{place}: the cut [{found.cut.start}, {found.cut.end}) was begun as {found.cut.form}, the sink is "
-                f"declared as {self._form} now: its records could be there twice. Start the app once as it was, until "
-                "the cut is done, then change it."
-            )
-        if found.cut is not None and self._log.ends([lane.at])[lane.at] < found.cut.end:
-            raise Diverged(
-                f"{place}: the cut [{found.cut.start}, {found.cut.end}) of {self._outbox} is under way, and the log "
-                f"ends before it: it went back (a backup put back, a tail lost in a power cut). {_CHOICE}"
-            )
-        # Of a cut that the sink knows nothing of, no byte has left: a record that it refused in the former form, say.
-        return found if found.cut is None else replace(found, cut=replace(found.cut, form=self._form))
+        return agreed(self._log, self._sink, lane.at, claim.incarnation, claim.position, found, here)
 
     def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
         """Ends the claim; another one is tried after a pause that grows."""
@@ -393,7 +368,7 @@ class CutDelivery:
             raise Diverged(
                 f"{self._sink.where}: the cut [{cut.start}, {cut.end}) of {lane.at.topic}-{lane.at.partition} was "
                 f"decided of {cut.records} records, and the log holds other ones there now ({len(rows)}): it went back "
-                f"and went on. {_CHOICE}"
+                f"and went on. {CHOICE}"
             )
 
     def _run_id(self, epoch: int) -> str:
@@ -404,14 +379,23 @@ class CutDelivery:
     def _tell(self) -> None:
         """The group's offsets follow, for whoever watches the lag; the outcome does not matter."""
         moved = {
-            at: Position(lane.progress.position)
+            at: said.position
             for at, lane in self._lanes.items()
-            if lane.progress is not None and lane.progress.position > lane.told
+            if (said := lane.progress) is not None
+            and (said.position > lane.told or self._truncation.due(lane.moments, self._now_ms, said.position))
         }
-        if moved:
-            self._log.commit_offsets(moved)
+        if unread := [at for at in moved if self._lanes[at].moments is None]:
+            for at, committed in self._log.committed(unread).items():
+                self._lanes[at].moments = keep.parsed(group_position.moments_in(committed))
+        told = {}
         for at, position in moved.items():
-            self._lanes[at].told = position.offset
+            moments = self._truncation.noted(self._lanes[at].moments or (), self._now_ms, position)
+            self._lanes[at].moments = moments
+            told[at] = group_position.written(position, "", 1, keep.text(moments))
+        if told:
+            self._log.commit_offsets(told)
+        for at, position in moved.items():
+            self._lanes[at].told = position
 
 
 def _passed(lane: _Lane) -> int:
@@ -424,9 +408,3 @@ def _release(lane: _Lane) -> None:
     if lane.owner is not None:
         lane.owner.close()
         lane.owner = None
-
-
-_CHOICE = (
-    "Records would be delivered twice or skipped, so nothing was delivered. Put back the log that belongs to this "
-    "sink, or begin anew under the next incarnation (docs/sinks.md, Beginning anew)."
-)

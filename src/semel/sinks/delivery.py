@@ -24,7 +24,6 @@ from semel.ports import (
     NoSteps,
     NotDone,
     Outcome,
-    Position,
     Records,
     Sink,
     Step,
@@ -33,8 +32,10 @@ from semel.ports import (
     TopicPartition,
     Unknown,
 )
-from semel.sinks import origin
+from semel.sinks import cuts, group_position, keep, origin
+from semel.sinks.cuts import Undecided
 from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks.truncation import Truncation
 
 BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
 FENCED_MS = 500  # the group tells a superseded owner that it is one within a heartbeat: time to hear it
@@ -57,6 +58,7 @@ class _Lane:
     failures: int = 0
     written_ms: int = 0
     told: int = -1  # the group's offset
+    moments: list[keep.Moment] | None = None  # None: not read yet
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ class Delivery:
         value_type: object = None,
         accept: Accept | None = None,
         sole_owner: bool = False,
+        keep_ms: int | None = keep.DEFAULT_MS,
         steps: Steps | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -102,6 +105,7 @@ class Delivery:
         self._trouble = _Trouble()
         self._now_ms = 0
         self._told_ms = 0
+        self._truncation = Truncation(log, keep_ms, say)
 
     def join(self) -> None:
         """Enters the group. The outbox exists and may lose nothing by itself."""
@@ -112,6 +116,11 @@ class Delivery:
         """Lets go of the sink; the session is the caller's. What was read and not written is read again."""
         self._tell(self._lanes.values())
         self._connection.close()
+
+    @property
+    def partitions(self) -> int:
+        """How many are assigned here."""
+        return len(self._lanes)
 
     def lag(self) -> int:
         """Offsets between the sink's positions and the ends of the partitions assigned here; markers and aborted
@@ -157,6 +166,9 @@ class Delivery:
         if now_ms - self._told_ms >= LAG_MS and self._remembers:
             self._tell(self._lanes.values())
             self._told_ms = now_ms
+        self._truncation.step(
+            now_ms, [(lane.at, lane.moments or (), lane.position) for lane in self._lanes.values() if lane.claim]
+        )
         return delivered
 
     # --- the claim --------------------------------------------------------------------------------------------------
@@ -187,7 +199,10 @@ class Delivery:
             origin.validate(self._log, lane.at, claim.position, claim.run, self._runs, self._sink.where)
             self._steps.reached(Step.CLAIM_AFTER)
         else:
-            claim = self._group_claim(lane.at, delivery, here)
+            try:
+                claim = self._group_claim(lane.at, delivery, here)
+            except Undecided as why:
+                return self._later(lane, str(why))
         lane.claim, lane.mark = claim, claim.run
         lane.position = lane.next = claim.position
         lane.written_ms = self._now_ms
@@ -196,13 +211,19 @@ class Delivery:
         return None
 
     def _group_claim(self, at: TopicPartition, delivery: DeliveryId, here: LogIdentity) -> Claim:
-        """A weak sink holds no position: the group's offset is it, or the start of the log."""
+        """The sink holds no position: the group's offset is it, or what a person has decided since, or the start of the
+        log."""
+        topic = cuts.delivery_topic(self._outbox)
+        moved = cuts.read_progress(self._log, TopicPartition(topic, at.partition)) if topic in self._known else None
         committed = self._log.committed([at])[at]
-        start = self._log.starts([at])[at]
-        if committed is None:
+        self._lanes[at].moments = keep.parsed(group_position.moments_in(committed))
+        stands = group_position.read(committed, moved, here)
+        if stands is None:
+            start = self._log.starts([at])[at]
             return Claim(delivery, epoch=0, incarnation=1, position=start, run="", log=here)
-        origin.validate(self._log, at, committed.offset, committed.metadata, self._runs, self._sink.where)
-        return Claim(delivery, epoch=0, incarnation=1, position=committed.offset, run=committed.metadata, log=here)
+        position, mark, incarnation = stands
+        origin.validate(self._log, at, position, mark, self._runs, self._sink.where)
+        return Claim(delivery, epoch=0, incarnation=incarnation, position=position, run=mark, log=here)
 
     def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
         """Ends the claim; another one is tried after a pause that grows."""
@@ -263,7 +284,9 @@ class Delivery:
 
     def _written(self, lane: _Lane, claim: Claim, rows: Sequence[Row]) -> Outcome:
         self._steps.reached(Step.BATCH_BEFORE)
-        place = {lane.at: Position(lane.next, lane.mark)}
+        self._note(lane, lane.position)
+        moments = keep.text(lane.moments or ())
+        place = {lane.at: group_position.written(lane.next, lane.mark, claim.incarnation, moments)}
         if self._at_most_once and not self._remembers:
             moved = self._log.commit_offsets(place)
             if not isinstance(moved, Done):
@@ -304,8 +327,23 @@ class Delivery:
         """The group's offsets follow, for whoever watches the lag; the outcome does not matter."""
         if not self._remembers:
             return
-        moved = [lane for lane in lanes if lane.claim is not None and lane.position > lane.told]
+        moved = [
+            lane
+            for lane in lanes
+            if lane.claim is not None
+            and (lane.position > lane.told or self._truncation.due(lane.moments, self._now_ms, lane.position))
+        ]
+        if unread := [lane.at for lane in moved if lane.moments is None]:
+            for at, position in self._log.committed(unread).items():
+                self._lanes[at].moments = keep.parsed(group_position.moments_in(position))
+        for lane in moved:
+            self._note(lane, lane.position)
         if moved:
-            self._log.commit_offsets({lane.at: Position(lane.position) for lane in moved})
+            self._log.commit_offsets(
+                {lane.at: group_position.written(lane.position, "", 1, keep.text(lane.moments or ())) for lane in moved}
+            )
         for lane in moved:
             lane.told = lane.position
+
+    def _note(self, lane: _Lane, position: int) -> None:
+        lane.moments = self._truncation.noted(lane.moments or (), self._now_ms, position)

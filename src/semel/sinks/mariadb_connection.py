@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pymysql
 from pymysql.constants import CLIENT
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import mariadb_tables, positions
 from semel.sinks.columns import canonical_row, columns_of, decode
@@ -374,6 +374,59 @@ class MariaDBConnection:
             return
         self._rolled_back()
         raise SinkError(f"{self._sink.where} refuses a batch each of whose rows it accepts alone: {brief(why)}.")
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._trying(lambda connection: self._remembered(connection, app))
+
+    def _remembered(self, connection: Any, app: str, lock: str = "") -> list[Remembered]:
+        if not mariadb_tables.there(connection, self._sink.database, self._control_name):
+            return []
+        found = execute(
+            connection,
+            "SELECT `partition`, epoch, incarnation, `position`, run, topic_id, partitions, holder, "
+            f"date_format(updated, '%%Y-%%m-%%d %%H:%%i:%%s') FROM {self._control} "
+            f"WHERE app = %s AND sink = %s ORDER BY `partition` {lock}",
+            app,
+            self._sink.name,
+        ).fetchall()
+        return [positions.remembered(row) for row in found]
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        outcome: Outcome = NotDone("")
+        for _ in range(3):  # as a claim: whoever holds a row is told to end
+            try:
+                return self._move(self._connected(), app, seen, to)
+            except pymysql.MySQLError as why:
+                self._rolled_back()
+                if code(why) not in (LOCK_WAIT, DEADLOCK):
+                    return self._not_done(why)
+                outcome = NotDone(self._put_out(DeliveryId(app, self._sink.name, seen[0].partition)))
+        return outcome
+
+    def _move(self, connection: Any, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        execute(connection, "BEGIN")
+        if changed := positions.changed(seen, self._remembered(connection, app, "FOR UPDATE")):
+            self._rolled_back()
+            return Fenced(f"{self._sink.where}: {changed}")
+        for row in to:
+            execute(
+                connection,
+                f"INSERT INTO {self._control} (app, sink, `partition`, epoch, `position`, run, topic_id, partitions, "
+                "incarnation, holder, holder_lock, updated) VALUES (%s, %s, %s, 1, %s, %s, %s, %s, %s, %s, '', now(6)) "
+                "ON DUPLICATE KEY UPDATE epoch = epoch + 1, `position` = values(`position`), run = values(run), "
+                "topic_id = values(topic_id), partitions = values(partitions), incarnation = values(incarnation), "
+                "holder = values(holder), holder_lock = '', updated = values(updated)",
+                app, self._sink.name, row.partition, row.position, row.run, row.log.topic_id, row.log.partitions,
+                row.incarnation, positions.OPERATOR,
+            )  # fmt: skip
+        try:
+            execute(connection, "COMMIT")
+        except pymysql.MySQLError as why:
+            self.close()
+            return Unknown(f"{self._sink.where}: COMMIT was not answered: {brief(why)}")
+        return Done()
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ def create(connection: Any, sink: MariaDB, control: str, wanted: Sequence[Column
     """The control table and the rows' table, where they are not there. The caller holds a lock: two workers start.
     False where the rows' table is gone and positions say that it was delivered: whose they are, the claim knows."""
     database = quoted(sink.database)
-    if not _there(connection, sink.database, control):
+    if not there(connection, sink.database, control):
         execute(
             connection,
             f"CREATE TABLE {database}.{quoted(control)} (app varchar(255) NOT NULL, sink varchar(255) NOT NULL, "
@@ -60,11 +60,11 @@ def create(connection: Any, sink: MariaDB, control: str, wanted: Sequence[Column
             f"ENGINE = InnoDB {BINARY}",
         )
     table = sink.table_name + sink.suffix
-    if _there(connection, sink.database, table):
+    if there(connection, sink.database, table):
         return True
     if _delivered(connection, sink, control, asked):
         return False
-    if sink.suffix and _there(connection, sink.database, sink.table_name):
+    if sink.suffix and there(connection, sink.database, sink.table_name):
         # For `semel verify`, whose table is like the user's: one that rounds values or holds two keys for equal must
         # do so there, too.
         _kept(connection, sink, sink.table_name)
@@ -86,19 +86,19 @@ def create(connection: Any, sink: MariaDB, control: str, wanted: Sequence[Column
 
 def _delivered(connection: Any, sink: MariaDB, control: str, asked: Asked) -> bool:
     text = f"{quoted(sink.database)}.{quoted(control)}"
-    there = execute(
+    found = execute(
         connection,
-        f"SELECT `partition`, `position` FROM {text} WHERE sink = %s AND app = coalesce(%s, app) AND `position` > 0 "
+        f"SELECT `partition`, `position` FROM {text} WHERE sink = %s AND app = coalesce(%s, app) AND run <> '' "
         "ORDER BY `partition`",
         sink.name,
         asked and asked[0].app,
     ).fetchall()
-    if there and asked is not None:
-        positions.table_gone(*asked, there, sink.where, text)
-    return bool(there)
+    if found and asked is not None:
+        positions.table_gone(*asked, found, sink.where, text)
+    return bool(found)
 
 
-def _there(connection: Any, database: str, table: str) -> bool:
+def there(connection: Any, database: str, table: str) -> bool:
     found = execute(
         connection,
         "SELECT 1 FROM information_schema.tables WHERE table_schema = %s AND table_name = %s",

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
+from semel.sinks import positions
 from semel.sinks.objects_form import fingerprint
 from semel.sinks.objects_store import Away, Store, Taken, Version
-from semel.sinks.sink import Diverged, SinkError
+from semel.sinks.sink import Diverged, SinkError, or_adopt
 
 if TYPE_CHECKING:
     from semel.sinks.objects import Objects
@@ -119,15 +120,19 @@ class ObjectsConnection:
             manifest = replace(kept.manifest, epoch=kept.manifest.epoch + 1)
             # Before it is listed: after this nobody else begins a cut.
             self._kept[at] = _Kept(manifest, self._put(manifest, kept.version))
-            folder = folder_of(*at)
-            after = f"{folder}/{folder}-{manifest.position:020d}"
-            ends = [found.end for key in self._store.keys(folder, after) if (found := parsed(key)) is not None]
+            whole = self._whole(manifest)
         except Away as why:
             return NotDone(str(why))
         except Taken:
             return NotDone(f"{self._sink.where}: another delivery claims partition {delivery.partition} just now")
-        position = max([manifest.position, *(manifest.under_way or ()), *ends])
+        position = max([whole, *(manifest.under_way or ())])
         return Claim(delivery, manifest.epoch, control.incarnation, position, "", log)
+
+    def _whole(self, manifest: Manifest) -> int:
+        """The end of the last object that is there, whether or not the manifest names it yet."""
+        folder = folder_of(manifest.incarnation, manifest.partition)
+        listed = self._store.keys(folder, f"{folder}/{folder}-{manifest.position:020d}")
+        return max([manifest.position, *(found.end for key in listed if (found := parsed(key)) is not None)])
 
     def _control(self, delivery: DeliveryId, log: LogIdentity) -> Control:
         wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
@@ -139,24 +144,25 @@ class ObjectsConnection:
             except Taken:  # another partition's owner was faster, or it was we, and the answer was lost
                 if (found := self._store.document(CONTROL)) is None:
                     raise
-        try:
-            control = msgspec.json.decode(found[0], type=Control)
-        except msgspec.MsgspecError as why:
-            raise Diverged(f"{self._sink.where}: {CONTROL} was not written by semel ({why}): put it back.") from None
-        if (control.app, control.sink) != (delivery.app, delivery.sink):
-            raise SinkError(
-                f"{self._sink.where}: these are the objects of sink {control.sink} of app {control.app}; "
-                f"{delivery.sink} of {delivery.app} would mix with them. Give each a prefix of its own."
-            )
+        control = self._decoded(found[0], delivery.app)
         if (control.topic_id, control.partitions) != (log.topic_id, log.partitions):
-            anew = Control(control.app, control.sink, control.incarnation + 1, log.topic_id, log.partitions)
             raise Diverged(
                 f"{self._sink.where}: the outbox was re-created or re-partitioned: these objects are of topic id "
                 f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
                 f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
-                "nothing was delivered. Either put the former log back, or deliver this log from its start, into new "
-                f"objects beside the former ones: write {msgspec.json.encode(anew).decode()} to "
-                f"{self._store.next_name(CONTROL, found[1])}."
+                f"nothing was delivered. Either put the former log back, or {or_adopt(delivery.sink)}"
+            )
+        return control
+
+    def _decoded(self, body: bytes, app: str) -> Control:
+        try:
+            control = msgspec.json.decode(body, type=Control)
+        except msgspec.MsgspecError as why:
+            raise Diverged(f"{self._sink.where}: {CONTROL} was not written by semel ({why}): put it back.") from None
+        if (control.app, control.sink) != (app, self._sink.name):
+            raise SinkError(
+                f"{self._sink.where}: these are the objects of sink {control.sink} of app {control.app}; "
+                f"{self._sink.name} of {app} would mix with them. Give each a prefix of its own."
             )
         return control
 
@@ -272,6 +278,55 @@ class ObjectsConnection:
                 records, sha256 = len(shape.lines(found[0])), shape.fingerprint_in(found[0])
                 manifest = manifest.followed_by(Complete(key, one.partition, one.start, one.end, records, sha256))
         return manifest
+
+    # --- for `semel sink` -------------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        try:
+            found = self._store.document(CONTROL)
+            if found is None:
+                return []
+            control = self._decoded(found[0], app)
+            return [self._remembered(control, partition) for partition in range(control.partitions)]
+        except Away as why:
+            return NotDone(str(why))
+
+    def _remembered(self, control: Control, partition: int) -> Remembered:
+        manifest = self._read(control.incarnation, partition).manifest
+        whole = self._whole(manifest)
+        position = max([whole, *(manifest.under_way or ())])
+        log = LogIdentity(control.topic_id, control.partitions)
+        return Remembered(partition, manifest.epoch, control.incarnation, position, "", log, whole=whole)
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        """The control object comes last: until it names the new incarnation, nobody writes under it. A move that was
+        interrupted is made again, under the incarnation after."""
+        try:
+            found = self._store.document(CONTROL)
+            now = [] if found is None else self.remembered(app)
+            if isinstance(now, NotDone):
+                return now
+            if changed := positions.changed(seen, now):
+                return Fenced(f"{self._sink.where}: {changed}")
+            for one in seen:  # a superseded owner, also one on a copy of the log, begins no cut any more
+                kept = self._kept[one.incarnation, one.partition]
+                self._put(replace(kept.manifest, epoch=kept.manifest.epoch + 1), kept.version)
+            for one in to:
+                kept = self._read(one.incarnation, one.partition)
+                if kept.manifest.objects or kept.manifest.under_way:
+                    return Fenced(f"{self._sink.where}: incarnation {one.incarnation} is in use already")
+                manifest = Manifest(one.incarnation, one.partition, kept.manifest.epoch + 1, one.position)
+                self._put(manifest, kept.version)
+            last = to[0]
+            control = Control(app, self._sink.name, last.incarnation, last.log.topic_id, last.log.partitions)
+            self._store.replace(CONTROL, msgspec.json.encode(control), None if found is None else found[1])
+        except Away as why:
+            return Unknown(str(why))
+        except Taken:
+            return Fenced(f"{self._sink.where}: somebody else changes it just now")
+        finally:
+            self._kept.clear()
+        return Done()
 
     # --- for `semel verify` -----------------------------------------------------------------------------------------
 

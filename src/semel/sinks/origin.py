@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from semel.contract import Row
@@ -56,6 +56,34 @@ def mark_of_row(row: Row, epoch: int, run: str) -> str:
     return str(Mark(row.offset, epoch, run if epoch >= 0 else "", _checksum(row.timestamp_ms, row.key, row.value)))
 
 
+def mark_before(log: Log, at: TopicPartition, position: int, known: Mapping[int, str]) -> str:
+    """The mark that a delivery up to `position` would have left: of the last record before it. "" at the start of the
+    log, where there is none to name."""
+    first = log.starts([at])[at]
+    if position <= first:
+        return ""
+    back = 256
+    while True:
+        start = max(first, position - back)
+        for row, epoch in reversed(list(visible(log, at, start, position))):
+            return mark_of_row(row, epoch, known.get(epoch, ""))
+        if start == first:
+            return NOTHING
+        back *= 16
+
+
+def visible(log: Log, at: TopicPartition, start: int, end: int) -> Iterator[tuple[Row, int]]:
+    """The committed records in [start, end), each with its leader epoch (-1: not known of this very one). Ends early at
+    an open transaction."""
+    for records in log.read(at, start, end):
+        epoch = records.leader_epoch if records.first_epoch == records.leader_epoch else -1
+        for row in map(Row, records.offsets, records.timestamps, records.keys, records.values):
+            if row.offset < end:
+                yield row, epoch
+        if records.undecided:
+            return
+
+
 def checksum(records: Records, at: int) -> int:
     return _checksum(records.timestamps[at], records.keys[at], records.values[at])
 
@@ -87,7 +115,7 @@ def validate(log: Log, at: TopicPartition, position: int, run: str, known: Mappi
     if position < start:
         raise Diverged(
             f"{place}, which now begins at {start}: {start - position} offsets were deleted before they were "
-            "delivered. Put the log back, or decide what becomes of them and set the position."
+            "delivered. Put the log back, or go on without them: `semel sink adopt APP.py SINK`."
         )
     if position > end:
         raise Diverged(
@@ -140,7 +168,8 @@ def _from_mark(log: Log, at: TopicPartition, start: int, position: int, mark: in
 
 _CHOICE = (
     "Records that are new under old offsets would be skipped, so nothing was delivered. Put back the log that belongs "
-    "to this sink, or the sink's backup that belongs to this log."
+    "to this sink, or the sink's backup that belongs to this log; or say which position stands: `semel sink adopt "
+    "APP.py SINK` tells what each choice would skip or repeat."
 )
 
 

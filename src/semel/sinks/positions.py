@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from semel.contract import (
     Atomicity,
@@ -22,12 +22,14 @@ from semel.contract import (
     Identity,
     LogIdentity,
     PositionIn,
+    Remembered,
     Resolution,
     Settlement,
 )
-from semel.sinks.sink import Diverged, SinkError
+from semel.sinks.sink import Diverged, SinkError, or_adopt
 
 TABLE = "semel_positions"
+OPERATOR = "semel sink"  # the holder of a row that a person has moved
 
 
 def transactional(durability: str) -> Contract:
@@ -69,7 +71,7 @@ def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], w
             continue
         raise Diverged(
             f"{where}: {what} (partition {row.partition}). Offsets of the one mean nothing in the other, so nothing "
-            f"was delivered. Either put the former log back, or {fresh_start(delivery, log, table)}"
+            f"was delivered. Either put the former log back, or {or_adopt(delivery.sink)}"
         )
 
 
@@ -81,18 +83,28 @@ def table_gone(
     raise SinkError(
         f"{where} is not there, and {table} says that it was delivered (partition {partition} up to offset "
         f"{position}): in a new table those rows would be missing for good, so none was created. Either put the table "
-        f"back from a backup together with its positions; or {fresh_start(delivery, log, table)} Or, if the former "
-        "rows are not wanted, create the table by hand: what comes next is written into it."
+        "back from a backup together with its positions; or have it made anew and filled from the start of the outbox: "
+        f"`semel sink rewind APP.py {delivery.sink} --to-start`; or, if the former rows are not wanted, create the "
+        "table by hand: what comes next is written into it."
     )
 
 
-def fresh_start(delivery: DeliveryId, log: LogIdentity, table: str) -> str:
-    """The other choice, as a statement that a person may run once it is understood."""
+def remembered(row: Sequence[Any]) -> Remembered:
+    """A row of the table: partition, epoch, incarnation, position, run, topic_id, partitions, holder, updated."""
+    partition, epoch, incarnation, position, run, topic_id, partitions, holder, updated = row
+    log = LogIdentity(topic_id, partitions)
+    return Remembered(partition, epoch, incarnation, position, run, log, holder, str(updated))
+
+
+def changed(seen: Sequence[Remembered], now: Sequence[Remembered]) -> str:
+    """What a person did not see when deciding to move positions; "" where everything is as it was."""
+    before, after = ({one.partition: (one.epoch, one.position, one.run) for one in them} for them in (seen, now))
+    if before == after:
+        return ""
+    partition = min(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
     return (
-        "deliver this log from its start, which writes again whatever of it the table already holds: "
-        f"UPDATE {table} SET incarnation = incarnation + 1, epoch = epoch + 1, position = 0, run = '', "
-        f"topic_id = '{log.topic_id}', partitions = {log.partitions} "
-        f"WHERE app = '{delivery.app}' AND sink = '{delivery.sink}';"
+        f"the position of partition {partition} has changed meanwhile: a delivery is at work, or somebody else moves "
+        "it. Nothing was changed here; look again"
     )
 
 

@@ -15,8 +15,8 @@ from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
-from semel.contract import Claim, DeliveryId, LogIdentity
-from semel.ports import Done, Fenced, NotDone, Step, Steps, Unknown
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered
+from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import positions
 from semel.sinks.columns import Column, columns_of
 from semel.sinks.postgres_types import found
@@ -230,7 +230,7 @@ class PostgresSession:
     def _delivered(self, connection: psycopg.Connection[Any], asked: Asked) -> bool:
         there = connection.execute(
             sql.SQL(
-                "SELECT partition, position FROM {} WHERE sink = %s AND app = coalesce(%s, app) AND position > 0 "
+                "SELECT partition, position FROM {} WHERE sink = %s AND app = coalesce(%s, app) AND run <> '' "
                 "ORDER BY partition"
             ).format(self.control),
             (self._sink.name, asked and asked[0].app),
@@ -420,6 +420,63 @@ class PostgresSession:
             self.rolled_back()
             return f"{self._sink.where}: the lock of partition {delivery.partition} is taken, and {brief(why)}"
         return f"{self._sink.where}: partition {delivery.partition} is held by {holder}; it was told to end"
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self.trying(lambda connection: self._remembered(connection, app))
+
+    def _remembered(self, connection: psycopg.Connection[Any], app: str, lock: bool = False) -> list[Remembered]:
+        if not self.exists(connection, self.control):
+            return []
+        query = sql.SQL(
+            "SELECT partition, epoch, incarnation, position, run, topic_id, partitions, holder, "
+            "to_char(updated AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') FROM {} "
+            "WHERE app = %s AND sink = %s ORDER BY partition"
+        ).format(self.control)
+        found = connection.execute(query + sql.SQL(" FOR UPDATE" if lock else ""), (app, self._sink.name))
+        return [positions.remembered(row) for row in found]
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        outcome: Outcome = NotDone("")
+        for _ in range(3):  # as a claim: whoever holds a row is told to end
+            try:
+                return self._move(self.connected(), app, seen, to)
+            except (errors.LockNotAvailable, errors.QueryCanceled):
+                self.rolled_back()
+                outcome = NotDone(self._put_out(DeliveryId(app, self._sink.name, seen[0].partition)))
+            except psycopg.Error as why:
+                self.rolled_back()
+                return self.not_done(why)
+        return outcome
+
+    def _move(
+        self, connection: psycopg.Connection[Any], app: str, seen: Sequence[Remembered], to: Sequence[Remembered]
+    ) -> Outcome:
+        connection.execute("BEGIN")
+        if changed := positions.changed(seen, self._remembered(connection, app, lock=True)):
+            connection.rollback()
+            return Fenced(f"{self._sink.where}: {changed}")
+        for one in to:
+            connection.execute(
+                sql.SQL(
+                    "INSERT INTO {} AS t VALUES (%s, %s, %s, 1, %s, %s, %s, %s, %s, %s, 0, now(), now()) "
+                    "ON CONFLICT (app, sink, partition) DO UPDATE SET epoch = t.epoch + 1, "
+                    "position = excluded.position, run = excluded.run, topic_id = excluded.topic_id, "
+                    "partitions = excluded.partitions, incarnation = excluded.incarnation, holder = excluded.holder, "
+                    "holder_pid = 0, updated = now()"
+                ).format(self.control),
+                (
+                    app, self._sink.name, one.partition, one.position, one.run, one.log.topic_id, one.log.partitions,
+                    one.incarnation, positions.OPERATOR,
+                ),
+            )  # fmt: skip
+        try:
+            connection.execute("COMMIT")
+        except psycopg.Error as why:
+            connection.close()
+            return Unknown(f"{self._sink.where}: COMMIT was not answered: {brief(why)}")
+        return Done()
 
 
 def names(names: Sequence[str]) -> sql.Composable:

@@ -22,6 +22,14 @@ from semel.ports import Sink, SinkConnection
 __all__ = ["Diverged", "RowRefused", "Sink", "SinkConnection", "SinkError", "encode_key", "encode_parts", "encode_row"]
 
 
+def or_adopt(sink: str) -> str:
+    """The other choice where a position does not fit the log, as every message of it ends."""
+    return (
+        f"say from where this log is delivered: `semel sink adopt APP.py {sink}` tells what each choice would skip or "
+        "repeat, and does nothing without --yes."
+    )
+
+
 class SinkError(SemelError):
     """The sink cannot be used as declared; what, where, what next."""
 

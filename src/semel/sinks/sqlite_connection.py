@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import positions
 from semel.sinks.columns import Column, ColumnType, canonical_row, columns_of, decode
@@ -182,7 +182,7 @@ class SQLiteConnection:
     def _delivered(self, connection: sqlite3.Connection, delivery: DeliveryId | None, log: LogIdentity | None) -> bool:
         found = connection.execute(
             f"SELECT partition, position FROM {self._control} WHERE sink = ? AND app = coalesce(?, app) "
-            "AND position > 0 ORDER BY partition",
+            "AND run <> '' ORDER BY partition",
             (self._sink.name, delivery and delivery.app),
         ).fetchall()
         if found and delivery is not None and log is not None:
@@ -393,6 +393,55 @@ class SQLiteConnection:
         with contextlib.suppress(sqlite3.Error):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        if not os.path.exists(self._sink.path):  # looking makes no file
+            return []
+        return self._trying(lambda connection: self._remembered(connection, app))
+
+    def _remembered(self, connection: sqlite3.Connection, app: str) -> list[Remembered]:
+        if self._kind(connection, positions.TABLE + self._sink.suffix) is None:
+            return []
+        found = connection.execute(
+            "SELECT partition, epoch, incarnation, position, run, topic_id, partitions, holder, updated "
+            f"FROM {self._control} WHERE app = ? AND sink = ? ORDER BY partition",
+            (app, self._sink.name),
+        )
+        return [positions.remembered(row) for row in found]
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        return self._trying(lambda connection: self._move(connection, app, seen, to))
+
+    def _move(
+        self, connection: sqlite3.Connection, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]
+    ) -> Outcome:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if changed := positions.changed(seen, self._remembered(connection, app)):
+                return Fenced(f"{self._sink.where}: {changed}")
+            for one in to:
+                connection.execute(
+                    f"INSERT INTO {self._control} VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, datetime('now')) "
+                    "ON CONFLICT (app, sink, partition) DO UPDATE SET epoch = epoch + 1, position = excluded.position, "
+                    "run = excluded.run, topic_id = excluded.topic_id, partitions = excluded.partitions, "
+                    "incarnation = excluded.incarnation, holder = excluded.holder, updated = excluded.updated",
+                    (
+                        app, self._sink.name, one.partition, one.position, one.run, one.log.topic_id,
+                        one.log.partitions, one.incarnation, positions.OPERATOR,
+                    ),
+                )  # fmt: skip
+            try:
+                connection.execute("COMMIT")
+            except sqlite3.Error as why:
+                if _code(why) in BUSY:
+                    raise
+                self.close()
+                return Unknown(f"{self._sink.where}: COMMIT failed: {why}")
+            return Done()
+        finally:
+            self._rolled_back(connection)
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ repair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from semel.errors import SemelError, UsageError
@@ -27,6 +27,11 @@ class LayoutError(SemelError):
 def command(what: str, graph: g.Graph, where: str, name: str = "") -> str:
     """`semel app WHAT …` as it can be typed."""
     return f"`semel app {what} {graph.nodes[0].place.file}{name and ' '}{name} --on {where}`"
+
+
+def sink_command(what: str, graph: g.Graph, where: str, sink: str) -> str:
+    """`semel sink WHAT …` as it can be typed."""
+    return f"`semel sink {what} {graph.nodes[0].place.file} {sink} --on {where}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,33 +174,61 @@ def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | N
     this app has a position in it. Without `delivered` outboxes are not looked at. A changelog counts with any record: a
     state that comes back under its former name would go on from what it was then."""
     found = []
+    for name, kind, inner in _unowned(graph, log, layout, delivered):
+        topic = f"{log.name}: topic {layout.prefix}{name} belongs to app {graph.app}, no "
+        drain = command("drain", graph, log.name, name)
+        if kind is g.InternalKind.OUTBOX:
+            found.append(
+                f"{topic}sink of the program has the name {inner!r} any more, and it holds records that were not "
+                f"delivered. Was the sink removed or renamed? Deliver them first, with the program as it was: `semel "
+                f"sink drain FORMER.py {inner} --on {log.name}`; or give up what is in it: {drain}."
+            )
+            continue
+        told = "records that were not read" if kind is g.InternalKind.REPARTITION else f"the state {inner!r}"
+        owner, back = ("operator", " and let it finish") if kind is g.InternalKind.REPARTITION else ("state", "")
+        found.append(
+            f"{topic}{owner} of the program owns it any more, and it holds {told}. Put the {owner} back{back}, or give "
+            f"up what is in it: {drain}."
+        )
+    return found
+
+
+def left_behind(
+    graph: g.Graph, log: Log, prefix: str, sinks: Collection[str], delivered: Delivered
+) -> list[tuple[str, str]]:
+    """Outboxes with undelivered records of sinks that the program does not have: (topic without prefix, sink)."""
+    layout = Layout(prefix, dict.fromkeys([*graph.topics, *graph.internal], 1), {})
+    return [
+        (name, inner)
+        for name, kind, inner in _unowned(graph, log, layout, delivered)
+        if kind is g.InternalKind.OUTBOX and inner not in sinks
+    ]
+
+
+def _unowned(
+    graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | None
+) -> Iterator[tuple[str, g.InternalKind, str]]:
+    """Topic without prefix, kind, and the name of the state, operator or sink."""
     opening = f"{graph.app}-"
     for name, info in sorted(_bare(log.topics(), layout.prefix).items()):
         if name in layout.partitions or not name.startswith(opening):
             continue
         partitions = [TopicPartition(layout.prefix + name, p) for p in range(info.partitions)]
-        if name.endswith(ending := f"-{g.InternalKind.REPARTITION}"):
-            positions, told, owner = log.committed(partitions), "records that were not read", "operator"
-        elif name.endswith(ending := f"-{g.InternalKind.CHANGELOG}"):
-            positions, told, owner = (
-                log.committed(partitions),
-                f"the state {name[len(opening) : -len(ending)]!r}",
-                "state",
-            )
-        elif delivered is not None and name.endswith(ending := f"-{g.InternalKind.OUTBOX}"):
-            positions = delivered(name[len(opening) : -len(ending)], partitions)
-            told, owner = "records that were not delivered", "sink"
-        else:
+        kind = next((kind for kind in _LEFT if name.endswith(f"-{kind}")), None)
+        if kind is None or (kind is g.InternalKind.OUTBOX and delivered is None):
             continue
+        inner = name[len(opening) : -len(f"-{kind}")]
+        if kind is g.InternalKind.OUTBOX:
+            assert delivered is not None
+            positions = delivered(inner, partitions)
+        else:
+            positions = log.committed(partitions)
         begun = {at: position.offset for at in partitions if (position := positions.get(at)) is not None}
         if begun and any(holds_records(log, at, begun.get(at, 0)) for at in partitions):
-            back = "" if owner == "state" else " and let it finish"
-            found.append(
-                f"{log.name}: topic {layout.prefix}{name} belongs to app {graph.app}, no {owner} of the program owns "
-                f"it any more, and it holds {told}. Put the {owner} back{back}, or give up what is in it: "
-                f"{command('drain', graph, log.name, name)}."
-            )
-    return found
+            yield name, kind, inner
+
+
+_LEFT = (g.InternalKind.REPARTITION, g.InternalKind.CHANGELOG, g.InternalKind.OUTBOX)
 
 
 # Group without prefix, partitions -> its positions.

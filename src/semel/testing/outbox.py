@@ -221,6 +221,16 @@ class OutboxSession:
     def starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return {at: self._log.topics[at.topic].starts.get(at.partition, 0) for at in partitions}
 
+    def truncate(self, before: Mapping[TopicPartition, int]) -> Done | NotDone:
+        for at, offset in before.items():
+            assert offset <= self.ends([at])[at], (at, offset)
+            topic = self._log.topics[at.topic]
+            topic.starts[at.partition] = max(offset, topic.starts.get(at.partition, 0))
+            gone = topic.partitions[at.partition][:offset]
+            # Their bytes are gone, whatever a reader does.
+            topic.partitions[at.partition][:offset] = [Stored(0, None, None, one.epoch, False) for one in gone]
+        return Done()
+
     def read(self, at: TopicPartition, start: int, target: int) -> Iterator[Records]:
         if start < target:
             yield self._records(at, start, 1 << 30)

@@ -1,0 +1,52 @@
+"""Where a delivery stands whose only memory is the group's offsets, and under which incarnation.
+
+The group's offset carries the mark of the last record and the incarnation as its metadata. A rewind that takes a new
+incarnation is a record of the delivery topic (`cuts.Progress`), which no member of the group can move and which does
+not expire: while the group speaks of an older incarnation, or of none, the record holds.
+
+Invariant: the incarnation never falls while the topic lives. It is part of each request's key, so a lower one would be
+taken for a repeat, and a higher one for a new effect.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from semel.contract import LogIdentity
+from semel.ports import Position
+from semel.sinks.cuts import Progress
+
+MOMENTS = " #"  # behind it the moments of `keep`
+
+
+class Stands(NamedTuple):
+    position: int
+    mark: str
+    incarnation: int
+
+
+def written(position: int, mark: str, incarnation: int, moments: str = "") -> Position:
+    """`moments`: what `keep.text` makes, for the truncation."""
+    told = mark if incarnation == 1 else f"{mark} @{incarnation}"
+    return Position(position, f"{told}{MOMENTS}{moments}" if moments else told)
+
+
+def moments_in(position: Position | None) -> str:
+    return "" if position is None else position.metadata.partition(MOMENTS)[2]
+
+
+def read(committed: Position | None, moved: Progress | None, here: LogIdentity) -> Stands | None:
+    """None: nothing was delivered yet. `moved`: what the delivery topic says, if there is one."""
+    if moved is not None and (moved.topic_id, moved.partitions) != (here.topic_id, here.partitions):
+        moved = None  # of a topic before this one, whose keys are others
+    found = None
+    if committed is not None:
+        told = committed.metadata.partition(MOMENTS)[0]
+        mark, at, incarnation = told.rpartition("@")
+        if at and incarnation.isdigit():
+            found = Stands(committed.offset, mark.rstrip(), int(incarnation))
+        else:
+            found = Stands(committed.offset, told, 1)
+    if moved is not None and (found is None or found.incarnation < moved.incarnation):
+        return Stands(moved.position, moved.mark, moved.incarnation)
+    return found

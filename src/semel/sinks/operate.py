@@ -1,0 +1,311 @@
+"""Where a delivery stands, and how a person moves it: pure, over the log, the sink's connection and the owners.
+
+A position is in one of three places (`contract.PositionIn`): a row of the sink, the delivery topic with what the sink
+says of itself, or the group's offsets. `standing` reads it and judges it as a delivery would when it claims; `move`
+puts it elsewhere.
+
+Invariants: what was not as `standing` saw it is not moved; whoever delivered until then is fenced, or there is nobody
+(the group has no members, or refuses its offsets). Effects that shall come again get another incarnation, so another
+identity, where the sink recognises repeats by one. The log is written before the sink, and a move that was interrupted
+leaves a delivery that stops until the move is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from semel.contract import Identity, LogIdentity, PositionIn, Remembered
+from semel.errors import SemelError
+from semel.ports import Done, Fenced, Log, NewTopic, NotDone, Outcome, Owners, Position, Sink, TopicPartition
+from semel.sinks import cuts, group_position, origin
+from semel.sinks.agreement import agreed
+from semel.sinks.cuts import Progress, Undecided
+from semel.sinks.sink import Diverged, SinkError
+
+COUNT_MAX = 100_000  # records are counted for a person up to here
+
+
+class NotMoved(SemelError):
+    """Nothing was moved, or not all; says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One partition of a delivery. Offsets are of the outbox."""
+
+    at: TopicPartition
+    start: int
+    end: int  # of what is decided: an open transaction lies behind it
+    position: int | None  # next to deliver; None: nothing was delivered yet
+    incarnation: int
+    waiting: int  # committed records at and after `position`, counted up to COUNT_MAX
+    owner: str
+    updated: str
+    problem: str  # why a delivery would stop here; "" when it would go on
+
+    @property
+    def lag(self) -> int:
+        return max(0, self.end - (self.position or self.start))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A delivery as it was when it was looked at; `move` compares with it."""
+
+    places: Sequence[Place]
+    log: LogIdentity
+    same_log: bool  # what is stored was stored of this topic; else its positions mean nothing here
+    away: str  # why the sink could not be asked; "" when it was
+    seen: Sequence[Remembered]  # by the sink
+    progress: Mapping[int, Progress | None]  # by the delivery topic
+    incarnation: int  # the highest anywhere
+
+    @property
+    def problem(self) -> str:
+        return next((place.problem for place in self.places if place.problem), "")
+
+
+class Delivery:
+    """One sink of one app on one log. `log` is a session in the group APP.SINK, of which it is no member."""
+
+    def __init__(
+        self, log: Log, sink: Sink[Any, Any], *, app: str, outbox: str, owners: Owners, connection: Any
+    ) -> None:
+        self._log, self._sink, self._owners, self._connection = log, sink, owners, connection
+        self._app, self._outbox, self._topic = app, outbox, cuts.delivery_topic(outbox)
+        self.kind = sink.contract.position
+        if self.kind is not PositionIn.GROUP_OFFSETS and not hasattr(connection, "remembered"):
+            raise SinkError(
+                f"{sink.where}: this sink cannot be operated: its connection has no remembered() and move()."
+            )
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def standing(self) -> Standing:
+        log, known = self._log, self._log.topics()
+        if self._outbox not in known:
+            raise SinkError(
+                f"{log.name}: there is no outbox {self._outbox}: nothing was written to this sink yet. Run the app."
+            )
+        here = LogIdentity(known[self._outbox].topic_id, known[self._outbox].partitions)
+        partitions = [TopicPartition(self._outbox, p) for p in range(here.partitions)]
+        progress = self._progress(known[self._topic].partitions if self._topic in known else 0)
+        seen: Sequence[Remembered] = []
+        away = ""
+        if self.kind is not PositionIn.GROUP_OFFSETS:
+            found = self._connection.remembered(self._app)
+            seen, away = ((), found.reason) if isinstance(found, NotDone) else (found, "")
+        stored = self._stored(partitions, seen, progress)
+        runs = origin.runs(log, known)
+        starts, ends = log.starts(partitions), log.ends(partitions)
+        places = []
+        for at in partitions:
+            one = stored.get(at.partition)
+            problem = "" if one is None and not starts[at] else self._problem(at, one, here, seen, progress, runs)
+            start = starts[at]
+            from_ = start if one is None or one.log != here else min(max(one.position, start), ends[at])
+            end, waiting = self._counted(at, from_, ends[at])
+            places.append(
+                Place(
+                    at, start, end, None if one is None else one.position, one.incarnation if one else 1, waiting,
+                    one.holder if one else "", one.updated if one else "", "" if away else problem,
+                )
+            )  # fmt: skip
+        progressed = [one for one in progress.values() if one is not None]
+        of_log = [*(one.log for one in seen), *(LogIdentity(one.topic_id, one.partitions) for one in progressed)]
+        incarnations = [
+            *(one.incarnation for one in (*seen, *stored.values())),
+            *(one.incarnation for one in progressed),
+        ]
+        same_log = self._group or all(one == here for one in of_log)
+        return Standing(places, here, same_log, away, seen, progress, max(incarnations, default=1))
+
+    def _progress(self, count: int) -> dict[int, Progress | None]:
+        if self.kind is PositionIn.SINK:
+            return {}
+        try:
+            return {p: cuts.read_progress(self._log, TopicPartition(self._topic, p)) for p in range(count)}
+        except Undecided as why:
+            raise NotMoved(f"{self._log.name}: {why}. Try again when it has ended (10 s).") from None
+
+    def _stored(
+        self, partitions: Sequence[TopicPartition], seen: Sequence[Remembered], progress: Mapping[int, Progress | None]
+    ) -> dict[int, Remembered]:
+        """What a delivery would go on from, by partition."""
+        if self.kind is PositionIn.SINK:
+            return {one.partition: one for one in seen}
+        sinks = {one.partition: one for one in seen}
+        found = {}
+        committed = self._log.committed(partitions) if self.kind is PositionIn.GROUP_OFFSETS else {}
+        here = self._log.topics()[self._outbox]
+        for at in partitions:
+            said = progress.get(at.partition)
+            if self.kind is PositionIn.GROUP_OFFSETS:
+                place = group_position.read(committed[at], said, LogIdentity(here.topic_id, here.partitions))
+                if place is None:
+                    continue
+                log = LogIdentity(here.topic_id, here.partitions)
+                found[at.partition] = Remembered(at.partition, 0, place.incarnation, place.position, place.mark, log)
+            elif said is not None:
+                epoch = sinks[at.partition].epoch if at.partition in sinks else 0
+                log = LogIdentity(said.topic_id, said.partitions)
+                found[at.partition] = Remembered(
+                    at.partition, epoch, said.incarnation, said.position, said.mark, log,
+                    f"{self._app}.{self._sink.name}.{at.partition}",
+                )  # fmt: skip
+            elif at.partition in sinks:
+                found[at.partition] = sinks[at.partition]
+        return found
+
+    def _problem(
+        self,
+        at: TopicPartition,
+        one: Remembered | None,
+        here: LogIdentity,
+        seen: Sequence[Remembered],
+        progress: Mapping[int, Progress | None],
+        runs: Mapping[int, str],
+    ) -> str:
+        """Why a claim would stop."""
+        where = self._sink.where
+        try:
+            position, mark = (0, "") if one is None else (one.position, one.run)
+            if one is not None and one.log != here:
+                return (
+                    f"{where}: the outbox was re-created or re-partitioned: the positions are of topic id "
+                    f"{one.log.topic_id or 'unknown'} with {one.log.partitions} partitions, the outbox is "
+                    f"{here.topic_id or 'unknown'} with {here.partitions}."
+                )
+            if self.kind is PositionIn.DELIVERY_TOPIC:
+                sinks = {one.partition: one for one in seen}
+                its = sinks.get(at.partition)
+                said = agreed(
+                    self._log, self._sink, at, its.incarnation if its else 1, its.position if its else 0,
+                    progress.get(at.partition), here,
+                )  # fmt: skip
+                position, mark = said.position, said.mark
+            origin.validate(self._log, at, position, mark, runs, where)
+        except Diverged as why:
+            return str(why)
+        return ""
+
+    def _counted(self, at: TopicPartition, start: int, end: int) -> tuple[int, int]:
+        """The end of what is decided, and how many committed records lie from `start` to there."""
+        position, count = start, 0
+        for records in self._log.read(at, start, end):
+            count += sum(offset < end for offset in records.offsets)
+            position = records.next_offset
+            if records.undecided:
+                return position, count
+            if count > COUNT_MAX:
+                break
+        return end, count
+
+    def count(self, at: TopicPartition, start: int, end: int) -> int:
+        """Committed records in [start, end), up to COUNT_MAX."""
+        return self._counted(at, start, end)[1] if start < end else 0
+
+    def under_way(self, standing: Standing) -> list[int]:
+        """Partitions with a cut that was decided and is not done."""
+        return [p for p, progress in standing.progress.items() if progress is not None and progress.cut is not None]
+
+    # --- moving -----------------------------------------------------------------------------------------------------
+
+    def renewed(self, standing: Standing, *, again: bool) -> bool:
+        """Whether a move takes a new incarnation. `again`: what was delivered shall have its effect once more. A log
+        that went another way gives old identities to other records."""
+        if self._sink.contract.identity is Identity.NONE:
+            return False
+        return again or self.kind is PositionIn.DELIVERY_TOPIC or bool(standing.problem) or not standing.same_log
+
+    def move(
+        self,
+        standing: Standing,
+        to: Mapping[TopicPartition, int],
+        *,
+        renew: bool,
+        now_ms: int,
+        delete: Callable[[Sequence[str]], None],
+    ) -> int:
+        """Every partition stands at `to` when this returns the incarnation; NotMoved says what became of it otherwise.
+        Nobody delivers: the group has no members. `delete` removes a topic."""
+        runs = origin.runs(self._log, self._log.topics())
+        incarnation = standing.incarnation + renew
+        marks = {at: origin.mark_before(self._log, at, position, runs) for at, position in to.items()}
+        # Refused by the log while the group has members, who would go on under what they have read.
+        probe = {at: Position(position) for at, position in to.items()}
+        if self._group:
+            probe = {at: found for at, found in self._log.committed(list(to)).items() if found is not None}
+        self._grouped(probe, "Nothing was moved.")
+        there = [
+            Remembered(at.partition, 0, incarnation, position, marks[at], standing.log) for at, position in to.items()
+        ]
+        if self.kind is PositionIn.SINK:
+            self._judged(self._connection.move(self._app, standing.seen, self._beyond(standing, there)))
+        elif self.kind is PositionIn.DELIVERY_TOPIC:
+            self._decided(standing, there, now_ms, delete)
+            self._judged(self._connection.move(self._app, standing.seen, there), "Make the same move again.")
+        else:
+            if renew:
+                self._decided(standing, there, now_ms, delete)
+            self._grouped(
+                {at: group_position.written(position, marks[at], incarnation) for at, position in to.items()},
+                "Make the same move again.",
+            )
+        return incarnation
+
+    @property
+    def _group(self) -> bool:
+        return self.kind is PositionIn.GROUP_OFFSETS
+
+    def _beyond(self, standing: Standing, there: Sequence[Remembered]) -> list[Remembered]:
+        """With the rows of partitions that the outbox has no more: they must not speak of another log."""
+        partitions = {one.partition for one in there}
+        gone = [one.partition for one in standing.seen if one.partition not in partitions]
+        return [*there, *(Remembered(p, 0, there[0].incarnation, 0, "", standing.log) for p in gone)]
+
+    def _decided(
+        self,
+        standing: Standing,
+        there: Sequence[Remembered],
+        now_ms: int,
+        delete: Callable[[Sequence[str]], None],
+    ) -> None:
+        """Into the delivery topic, under the ids of its owners: initialising them fences who delivered until now."""
+        count = len(there)
+        if self._topic in self._log.topics() and self._log.topics()[self._topic].partitions != count:
+            delete([self._topic])
+        self._log.create([NewTopic(self._topic, count, cuts.CONFIG)])
+        for one in there:
+            owner = self._owners(f"{self._app}.{self._sink.name}.{one.partition}")
+            try:
+                owner.initialise()
+                now = cuts.read_progress(self._log, TopicPartition(self._topic, one.partition))
+                before = standing.progress.get(one.partition)
+                # A former move of ours that was interrupted is made again: what it wrote is no other delivery's.
+                if now != before and not (now is None and len(standing.progress) != count):
+                    raise NotMoved(
+                        f"{self._topic}-{one.partition} has changed meanwhile. Nothing was moved; look again."
+                    )
+                log = one.log
+                said = Progress(one.incarnation, log.topic_id, log.partitions, one.position, one.run)
+                self._judged(
+                    owner.append(TopicPartition(self._topic, one.partition), cuts.encoded(said), now_ms),
+                    "Partitions before it were moved, and the delivery stops until the same move is made again.",
+                )
+            finally:
+                owner.close()
+
+    def _grouped(self, positions: Mapping[TopicPartition, Position], then: str) -> None:
+        if positions:
+            self._judged(self._log.commit_offsets(positions), then)
+
+    def _judged(self, outcome: Outcome, then: str = "Nothing was moved.") -> None:
+        if isinstance(outcome, Done):
+            return
+        if isinstance(outcome, Fenced):
+            raise NotMoved(f"{self._sink.where}: somebody else is at work ({outcome.reason}). {then}")
+        unsure = "" if isinstance(outcome, NotDone) else " Nobody knows whether it was done: look again."
+        raise NotMoved(f"{outcome.reason}. {then}{unsure}")
