@@ -362,7 +362,7 @@ class EmbeddedLog:
             if at not in self._in_transaction:
                 self._in_transaction.add(at)
                 asked.append(Ask(24, 3, self._of_producer(api.AddPartitionsToTxnRequest, (_topic(at),))))
-        for start, end in _cuts(keys, values, headers):
+        for start, end in batch_cuts(keys, values, headers):
             some = headers[start:end]
             data = encode(
                 values[start:end],
@@ -544,7 +544,7 @@ def _positions(positions: Mapping[TopicPartition, Position]) -> tuple[api.TxnOff
     )
 
 
-def _cuts(
+def batch_cuts(
     keys: Sequence[bytes | None], values: Sequence[bytes | None], headers: Sequence[Headers | None]
 ) -> Iterator[tuple[int, int]]:
     """Ranges of records, each of which fits into one batch. A record that is too large alone stays alone: the log
