@@ -65,6 +65,30 @@ def test_a_zombie_is_refused(files: Files, step: Step) -> None:
     assert ids(log) == list(range(COUNT))
 
 
+def test_what_the_former_ingest_commits_until_it_is_put_out_is_read(files: Files) -> None:
+    """It commits once more while its successor begins: initialising ends that, so positions are read after it."""
+    log, declared = OutboxLog(), topic(files)
+    former = Reader(log, declared, records_max=3)
+    former.turn(1)
+    heir = Reader(log, declared, records_max=3)
+    made = log.owner
+
+    def late(transactional_id: str) -> object:
+        owner = made(transactional_id)
+        initialise = owner.initialise
+
+        def initialised() -> None:
+            former.turn(1)
+            initialise()
+
+        owner.initialise = initialised  # type: ignore[method-assign]
+        return owner
+
+    heir.ingest._owners = late  # type: ignore[assignment]
+    heir.all()
+    assert ids(log) == list(range(COUNT))
+
+
 @pytest.mark.parametrize("what", ["lost", "unheard", "refused"])
 def test_an_answer_that_is_lost_is_no_guess(files: Files, what: str) -> None:
     """Committed or not: the next claim reads which, and goes on there."""
@@ -107,7 +131,7 @@ def test_positions_that_are_gone_stop_the_ingest(files: Files) -> None:
 
 
 def test_a_log_put_back_reads_the_source_again(files: Files) -> None:
-    """Records and positions go back together: what was lost comes again, once. That is what positions in the log buy."""
+    """Records and positions go back together: what was lost comes again, once: what positions in the log buy."""
     log, declared = OutboxLog(), topic(files)
     reader = Reader(log, declared, records_max=3)
     reader.turn(4)

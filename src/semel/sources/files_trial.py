@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from semel.sources.files import Files, parquet_missing
-from semel.sources.source import BUILTIN, Coder, SourceError
+from semel.sources.source import Coder, SourceError
 
 ROWS_PER_FILE = 400
 
@@ -37,6 +37,7 @@ class FilesTrial:
     def add(self, rows: Sequence[Any]) -> None:
         if not rows:
             return
+        rows = msgspec.to_builtins(rows) if self._format() != "parquet" else rows
         if not self._made or (not self._one and self._rows >= ROWS_PER_FILE) or self._format() == "parquet":
             self._made.append(self._new())
             self._rows = 0
@@ -121,8 +122,3 @@ class FilesTrial:
 
     def drop(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def plain(topic: Any, value: bytes) -> Any:
-    """A value of the topic as a source would hold it: fields and scalars."""
-    return msgspec.to_builtins(topic.value_serde.decode(value), builtin_types=BUILTIN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -147,4 +147,6 @@ def excerpt(row: bytes) -> str:
     return text if len(text) <= VALUE_SHOWN_MAX else text[:VALUE_SHOWN_MAX] + "…"
 
 
-Say = Callable[[str], None]
+def plain(topic: Any, value: bytes) -> Any:
+    """A value of the topic as a source would hold it: fields and scalars."""
+    return msgspec.to_builtins(topic.value_serde.decode(value), builtin_types=BUILTIN)
