@@ -18,7 +18,7 @@ FLOOR = {"ports", "contract", "errors", "record"}
 LOG = FLOOR | {"log"}
 BROKER = LOG | {"broker"}
 WIRE = BROKER | {"wire"}
-CORE = WIRE | {"client", "streams", "sinks", "receiver", "guarantees"}
+CORE = WIRE | {"client", "streams", "sinks", "sources", "receiver", "guarantees"}
 HOST = CORE | {"host", "app"}
 ANY = HOST | {"sim", "verify", "proof", "testing", "console", "cli", "__init__"}
 
@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "client": (WIRE, {"msgspec"}),
     "streams": (FLOOR, {"msgspec", "typing_extensions"}),
     "sinks": (FLOOR | {"streams"}, {"msgspec", "typing_extensions"}),
+    "sources": (FLOOR | {"streams", "sinks"}, {"msgspec"}),
     # In other people's applications: it knows nothing of logs and streams.
     "receiver": ({"errors"}, set()),
     "guarantees": ({"errors", "contract", "streams"}, set()),
@@ -62,6 +63,8 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_appended_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
+    "sources/files_parquet.py": {"pyarrow"},
+    "sources/files_trial.py": {"pyarrow"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }
@@ -88,6 +91,7 @@ PURE = {
         *("origin", "keep", "truncation", "objects_form", "http"),
         "dedup",
     },
+    "sources": {"__init__", "source", "positions", "ingest", "files"},
     "receiver": {"__init__", "rules"},
 }
 

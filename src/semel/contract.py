@@ -105,6 +105,54 @@ class Window:
         return " or ".join(told) or "a window that is not told"
 
 
+class RecordIdentity(StrEnum):
+    """What names a record at its source, so that a position can say which were read."""
+
+    BYTE_OFFSET = "its file, by content, and its place in it"
+    CURSOR = "its row's cursor"
+    REQUEST_KEY = "its request's Idempotency-Key"
+    LSN = "its place in the write-ahead log (LSN)"
+    NONE = "none"
+
+
+class Replay(StrEnum):
+    """Why reading again from a position gives the same records."""
+
+    UNCHANGED = "what was read is not changed: compared by fingerprint before anything is read again"
+    SETTLED = "rows are read when no transaction can put one before them any more, and are not changed afterwards"
+    SENDER = "the sender sends again, under the same key, what was not answered"
+    KEPT = "the source keeps what was not confirmed, and it is confirmed after the log's commit"
+    NONE = "none"
+
+
+class SourcePosition(StrEnum):
+    """Where it is written how far a source was read."""
+
+    WITH_RECORDS = "in the transaction that writes the records"
+    BESIDE = "beside the records, after or before them"
+
+
+class SourceFence(StrEnum):
+    """What keeps a superseded ingest from writing."""
+
+    TRANSACTIONAL_ID = "the transactional id of the lane: who initialised it last"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContract:
+    """What a source promises. `guarantee`: the most that a path beginning here can have; `boundary`: what of the source
+    is not seen, or not noticed, in a sentence."""
+
+    name: str
+    guarantee: Guarantee
+    identity: RecordIdentity
+    replay: Replay
+    position: SourcePosition
+    fence: SourceFence
+    boundary: str
+
+
 class Mode(StrEnum):
     """The guarantee mode an app runs in."""
 

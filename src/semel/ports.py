@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Remembered, Row
+from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Remembered, Row, SourceContract
 
 Buffer = bytes | bytearray | memoryview
 Headers = Sequence[tuple[str, bytes | None]]
@@ -113,9 +113,16 @@ class Step(StrEnum):
     POSITION_AFTER = "position.after"
     SINK_BEFORE = "sink.before"  # before the sink's COMMIT
     SINK_AFTER = "sink.after"  # the sink has committed, nobody else knows
+    # The ingest of a source, in the order of one transaction.
+    INGEST_CLAIM = "ingest.claim"  # the log has named this ingest as the owner of a lane, its positions are read
+    INGEST_READ = "ingest.read"  # a portion was read from the source, nothing of it is written
+    INGEST_RECORDS = "ingest.records"  # its records are in the open transaction, its position is not
+    INGEST_POSITION = "ingest.position"  # both are in the transaction, it is not decided
+    INGEST_COMMIT = "ingest.commit"  # the log said: committed; the source has not heard of it
     # Refusals: a superseded owner tried and was told no. Counted, so that a proof can say that it was tried.
     LOG_FENCED = "fenced.log"  # the log refused this worker's transaction
     SINK_FENCED = "fenced.sink"  # the sink refused this delivery's batch; by cuts: the log its cut or position
+    SOURCE_FENCED = "fenced.source"  # the log refused the transaction of a superseded ingest
     SINK_STALE = "stale.sink"  # rows of this delivery's batch were as old as what the sink holds: without effect
 
 
@@ -309,6 +316,17 @@ class Log(Protocol):
         ...
 
 
+class NewRecord(NamedTuple):
+    """One record on its way into the log; its partition is decided."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: Headers | None = None
+
+
 class Owner(Protocol):
     """One transactional id on a log, of no group: who initialised it last owns what is written under it. Each
     transaction writes one partition and nothing else, so a late EndTxn cannot tear one (DESIGN, Leaving Kafka)."""
@@ -327,6 +345,25 @@ class Owner(Protocol):
 
 
 Owners = Callable[[str], Owner]  # transactional id -> a session under it, not yet initialised
+
+
+class Ingestor(Protocol):
+    """As `Owner`, for transactions that hold the records of a source and the position behind them: `send`, `send`,
+    `commit`. Anything but Done ends the ownership here, too."""
+
+    def initialise(self) -> None: ...
+    def send(self, records: Sequence[NewRecord]) -> Outcome:
+        """Begins a transaction unless one is open; Done when the log has acknowledged all of these within it."""
+        ...
+
+    def commit(self) -> Outcome:
+        """Ends the transaction that `send` began."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Ingestors = Callable[[str], Ingestor]
 
 
 # --- Store: where a task keeps its state between commits ----------------------------------------------------------
@@ -463,3 +500,99 @@ class Sink(Protocol[V_contra, Kind_co]):
         ...
 
     def open(self, steps: Steps) -> SinkConnection: ...
+
+
+# --- Source: where records enter the log --------------------------------------------------------------------------
+
+
+class SourceRow(NamedTuple):
+    """One record of a source, encoded under its topic's types; or one that is none, with the reason."""
+
+    place: str  # for people: which row of what
+    key: bytes | None
+    value: bytes | None
+    refused: str = ""  # why it is none; `value` is then what was found there
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What a source gives at once: rows in its order, and where it stands behind them, per source partition. Both go
+    into one transaction of the log, or neither. Without positions there was nothing to read."""
+
+    rows: Sequence[SourceRow] = ()
+    positions: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class SourceConnection(Protocol):
+    """One lane of a source, opened by one ingest and used by one thread. What a person must settle is a SourceError."""
+
+    def claim(self, positions: Mapping[str, bytes]) -> Done | NotDone:
+        """Takes up where the log says. `positions`: all that was ever committed for this lane and not replaced. Every
+        one is compared with what is there now: a source that is not what the position was taken in raises
+        SourceError and nothing is read (never reset, never guessed)."""
+        ...
+
+    def read(self, records_max: int) -> Portion | NotDone:
+        """What follows; a portion without positions when nothing is there now. NotDone: it cannot be reached."""
+        ...
+
+    def committed(self) -> None:
+        """What `read` gave last is in the log, decided: a source that keeps things for us may let go of it."""
+        ...
+
+    def exhausted(self) -> bool:
+        """Whether everything that is there was read. Asked when `read` gave nothing."""
+        ...
+
+    def progress(self) -> str:
+        """How far it is, for people; "" when there is nothing to tell."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SourceTrial(Protocol):
+    """A renamed source as `semel verify` uses it: its own files or table, filled while the ingest reads."""
+
+    def prepare(self) -> None: ...
+    def add(self, rows: Sequence[Any]) -> None:
+        """Values of the topic's type as plain dicts and scalars; there when this returns."""
+        ...
+
+    def rows(self) -> Sequence[tuple[bytes | None, bytes | None]]:
+        """Key and value of every record that the topic must hold, read from the source by other means."""
+        ...
+
+    def drop(self) -> None:
+        """Removes what `prepare` made."""
+        ...
+
+
+class Source(Protocol):
+    """Where a topic's records come from, as the user declares it: data, nothing is opened before `open`."""
+
+    @property
+    def where(self) -> str:
+        """For people: system, place and table. Never a secret."""
+        ...
+
+    @property
+    def contract(self) -> SourceContract: ...
+    @property
+    def lanes(self) -> int:
+        """How many ingests can work on it side by side, each under a transactional id of its own."""
+        ...
+
+    def complaint(self, key: Any, value: Any) -> str:
+        """Why these types cannot be filled from it; "" when they can."""
+        ...
+
+    def renamed(self, suffix: str) -> Source:
+        """The same source over a place of its own. For `semel verify`."""
+        ...
+
+    def open(self, topic: Any, lane: int, follow: bool) -> SourceConnection:
+        """`topic`: the Topic that it feeds. `follow`: it is read for ever; else what is there counts as whole."""
+        ...
+
+    def trial(self, topic: Any) -> SourceTrial: ...

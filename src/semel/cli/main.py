@@ -29,6 +29,7 @@ class Entry(NamedTuple):
 # In the order of `semel --help`.
 COMMANDS = {
     "run": Entry("semel.cli.run", "run", "Run an app on the embedded log or on Kafka."),
+    "ingest": Entry("semel.cli.ingest", "ingest", "Read the sources of an app into their topics, once."),
     "check": Entry("semel.cli.check", "check", "Say what every path of an app guarantees."),
     "verify": Entry("semel.cli.verify", "verify", "Crash an app at every step and compare input with output."),
     "dedup": Entry("semel.cli.dedup", "dedup", "Read appended rows once each: a view, or a batch step."),

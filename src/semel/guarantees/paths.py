@@ -61,7 +61,7 @@ def analyse(graph: Graph, circumstances: Circumstances) -> Report:
         circumstances=circumstances,
         paths=tuple(paths),
         outputs=(*written, *dead_letters),
-        boundaries=rules.BOUNDARIES + (rules.ON_KAFKA if circumstances.log is LogKind.KAFKA else ()),
+        boundaries=rules.BOUNDARIES + _sources(graph) + (rules.ON_KAFKA if circumstances.log is LogKind.KAFKA else ()),
         notes=tuple(_notes(circumstances)),
     )
 
@@ -87,7 +87,7 @@ def _path(graph: Graph, write: Write, read: Read, given: Circumstances) -> Path:
     if guarantee is Guarantee.UNKNOWN:
         raises = dict.fromkeys(f.raises for f in findings if f.raises)
     return Path(
-        source=f"topic {read.topic.name}",
+        source=_source(read),
         sink=f"topic {write.topic.name}" if write.topic is not None else _outside(write),
         guarantee=guarantee,
         boundary=_boundary(facts, guarantee),
@@ -108,6 +108,16 @@ def _between(graph: Graph, read: Read, write: Write) -> tuple[Node, ...]:
     return tuple(node for node in graph.nodes if node.id in below & above and node.id != read.id)
 
 
+def _source(read: Read) -> str:
+    topic = f"topic {read.topic.name}"
+    return topic if read.topic.source is None else f"{read.topic.source.where} → {topic}"
+
+
+def _sources(graph: Graph) -> tuple[str, ...]:
+    fed = any(isinstance(node, Read) and node.topic.source is not None for node in graph.nodes)
+    return rules.WITH_SOURCES if fed else ()
+
+
 def _outside(write: Write) -> str:
     """The sink for people: never with a secret in it."""
     return write.sink.where if write.sink is not None else ""
@@ -115,6 +125,7 @@ def _outside(write: Write) -> str:
 
 def _boundary(f: Facts, guarantee: Guarantee) -> str:
     hops = 1 + sum(isinstance(node, Repartition) for node in f.through)
+    hops += f.read.topic.source is not None  # the ingest's
     log = "the log's transaction" if hops == 1 else f"{hops} transactions of the log, one after the other"
     if f.mode is not Mode.EXACTLY_ONCE:
         log = "none: offsets, outputs and state are written one after the other"

@@ -20,8 +20,13 @@ from semel.contract import (
     Identity,
     Mode,
     PositionIn,
+    RecordIdentity,
+    Replay,
     Resolution,
     Settlement,
+    SourceContract,
+    SourceFence,
+    SourcePosition,
 )
 from semel.streams.graph import Fold, FoldKind, Node, Read, Repartition, Write
 
@@ -142,6 +147,71 @@ def through_a_repartition(f: Facts) -> Finding | None:
     if f.mode is Mode.EXACTLY_ONCE:
         return Finding(None, f"through {listed(topics)}, written in one transaction and read committed in the next")
     return Finding(None, f"through {listed(topics)}: each hop can repeat or lose once more")
+
+
+# --- the sources -------------------------------------------------------------------------------------------------
+
+
+def what_the_source_says(f: Facts) -> Finding | None:
+    """How the records of a topic came into it. A topic without a source is filled by others: the path begins there."""
+    source = f.read.topic.source
+    if source is None:
+        return None
+    c = source.contract
+    return Finding(
+        c.guarantee,
+        f"{source.where}: a record is named by {c.identity}; the position is {c.position}; fenced by: {c.fence}; "
+        f"{c.replay}",
+    )
+
+
+def what_the_source_lacks(f: Facts) -> Finding | None:
+    source = f.read.topic.source
+    return None if source is None else lowered_source(source.contract)
+
+
+def lowered_source(c: SourceContract) -> Finding | None:
+    """None: the fields carry the label."""
+    if not c.boundary:
+        return Finding(
+            G.UNKNOWN,
+            f"{c.name} claims {c.guarantee}, but does not say what of the source it does not see",
+            "a source that names its boundary",
+        )
+    if c.guarantee.rank <= G.AT_MOST_ONCE.rank:
+        return None
+    if c.replay is Replay.NONE:
+        return Finding(
+            G.AT_MOST_ONCE,
+            f"{c.name} claims {c.guarantee}, but what was read and not committed cannot be read again: it is lost",
+            "a source that can be read again",
+        )
+    if c.guarantee.rank <= G.AT_LEAST_ONCE.rank:
+        return None
+    lacks = []
+    if c.identity is RecordIdentity.NONE:
+        lacks.append("nothing tells which records were read")
+    if c.position is not SourcePosition.WITH_RECORDS:
+        lacks.append("the position is not in the transaction of the records")
+    if c.fence is SourceFence.NONE:
+        lacks.append("nothing stops a superseded ingest")
+    if lacks:
+        return Finding(G.AT_LEAST_ONCE, f"{c.name} claims {c.guarantee}, but {'; '.join(lacks)}", "another source")
+    return None
+
+
+def what_the_source_does_not_see(f: Facts) -> Finding | None:
+    source = f.read.topic.source
+    return (
+        None if source is None else Finding(None, f"outside what {source.where} can tell: {source.contract.boundary}")
+    )
+
+
+def refused_rows(f: Facts) -> Finding | None:
+    topic = f.read.topic
+    if topic.source is None or topic.on_error != "dead-letter":
+        return None
+    return Finding(None, f"rows that are no {topic.name} go to {topic.name}-refused instead, in the same transaction")
 
 
 # --- the sinks ---------------------------------------------------------------------------------------------------
@@ -323,6 +393,10 @@ RULES = (
     Rule("folds do not forget", folds_do_not_forget, "DESIGN §2, law 6"),
     Rule("distinct", distinct_takes_for_seen, "DESIGN §2, law 6"),
     Rule("repartition", through_a_repartition, "DESIGN §5"),
+    Rule("source", what_the_source_says, "docs/sources.md"),
+    Rule("source without its parts", what_the_source_lacks, "docs/sources.md; FAULTS S10, S1"),
+    Rule("what the source does not see", what_the_source_does_not_see, "docs/sources.md"),
+    Rule("refused rows", refused_rows, "FAULTS S11"),
     Rule("contract", what_the_contract_says, "DESIGN, Leaving Kafka"),
     Rule("where the sink forgets", what_the_sink_forgets, "FAULTS S7"),
     Rule("a view or step removes repeats", behind_a_view, "DESIGN, Leaving Kafka"),
@@ -348,6 +422,11 @@ BOUNDARIES = (
 ON_KAFKA = (
     "retention or compaction of a source topic before it was read",
     "a Kafka restored from a backup may use its epochs again: a position could then name other records",
+)
+
+WITH_SOURCES = (
+    "restoring a source from a backup, or changing what was read of it",
+    "deleting or shortening the topic that a source feeds, or the positions beside it",
 )
 
 # To the word in DESIGN §5; FAULTS B1, P14, P12.

@@ -1,7 +1,6 @@
-"""`ports.Owner` on an engine in this process: one transactional id, transactions of one partition each.
+"""`ports.Owner` and `ports.Ingestor` on an engine in this process: one transactional id.
 
-Invariant: a transaction is posted as one piece (partition, batch, end), so nothing of another session of this process
-comes between; what is answered is durable.
+Invariant: what is answered is durable; after a refusal nothing is sent under the id until it is initialised again.
 """
 
 from __future__ import annotations
@@ -13,17 +12,21 @@ from typing import Any
 from semel.broker import requests as api
 from semel.broker.errors import Error
 from semel.host.embedded import FENCED_ERRORS, SEQUENCE_MASK, STABLE_WAIT_S, error_name, refusal
+from semel.host.embedded_columns import batches
 from semel.host.engine import INIT_PRODUCER_ID, Ask, Engine
-from semel.ports import Done, Fenced, LogLost, NotDone, Outcome, TopicPartition
+from semel.ports import Done, Fenced, LogLost, NewRecord, NotDone, Outcome, TopicPartition
 from semel.record.batch import encode
 
 
 class EmbeddedOwner:
+    """One transactional id. Used by one thread."""
+
     def __init__(self, engine: Engine, transactional_id: str) -> None:
         self._engine, self._id = engine, transactional_id
         self._connection = engine.connect()
         self._producer: tuple[int, int] | None = None  # id, epoch
         self._sequences: dict[TopicPartition, int] = {}
+        self._open: set[TopicPartition] = set()  # in the transaction that is open
 
     def initialise(self) -> None:
         self._producer = None
@@ -37,38 +40,59 @@ class EmbeddedOwner:
             raise LogLost(f"{self._engine.name}: initialise {self._id}: {error_name(answer.error_code)}")
         self._producer = answer.producer_id, answer.producer_epoch
         self._sequences.clear()
+        self._open.clear()
 
     def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
+        sent = self.send([NewRecord(*at, key, value, now_ms) for key, value in records])
+        return self.commit() if isinstance(sent, Done) else sent
+
+    def send(self, records: Sequence[NewRecord]) -> Outcome:
         assert self._producer is not None, f"{self._id} is not initialised"
         producer_id, epoch = self._producer
+        by_partition: dict[TopicPartition, list[NewRecord]] = {}
+        for record in records:
+            by_partition.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
+        asks: list[Ask] = []
+        new = [at for at in by_partition if at not in self._open]
+        if new:
+            topics = dict.fromkeys(at.topic for at in new)
+            added = tuple(
+                api.AddPartitionsToTxnTopic(topic, tuple(at.partition for at in new if at.topic == topic))
+                for topic in topics
+            )
+            asks.append(Ask(24, 3, api.AddPartitionsToTxnRequest(self._id, producer_id, epoch, added)))
+        for at, some in by_partition.items():
+            headers = [record.headers for record in some]
+            for start, end in batches([r.key for r in some], [r.value for r in some], headers):
+                data = self._batch(at, some[start:end])
+                batch = api.TopicProduceData(at.topic, (api.PartitionProduceData(at.partition, data),))
+                asks.append(Ask(0, 9, api.ProduceRequest(self._id, -1, topic_data=(batch,))))
+        failed = self._refused(self._engine.wait(self._engine.post(self._connection, asks)))
+        self._open.update(by_partition)
+        return failed or Done()
+
+    def _batch(self, at: TopicPartition, records: Sequence[NewRecord]) -> bytes:
+        assert self._producer is not None
+        producer_id, epoch = self._producer
         sequence = self._sequences.get(at, 0)
-        keys, values = [key for key, _ in records], [value for _, value in records]
-        data = encode(
-            values,
-            keys,
-            [now_ms] * len(records),
-            None,
+        self._sequences[at] = (sequence + len(records)) & SEQUENCE_MASK
+        with_headers = any(record.headers for record in records)
+        return encode(
+            [record.value for record in records],
+            [record.key for record in records],
+            [record.timestamp_ms for record in records],
+            [record.headers or () for record in records] if with_headers else None,
             producer_id=producer_id,
             producer_epoch=epoch,
             base_sequence=sequence,
             transactional=True,
         )
-        add = api.AddPartitionsToTxnTopic(at.topic, (at.partition,))
-        batch = api.TopicProduceData(at.topic, (api.PartitionProduceData(at.partition, data),))
-        tickets = self._engine.post(
-            self._connection,
-            [
-                Ask(24, 3, api.AddPartitionsToTxnRequest(self._id, producer_id, epoch, (add,))),
-                Ask(0, 9, api.ProduceRequest(self._id, -1, topic_data=(batch,))),
-            ],
-        )
-        if (failed := self._refused(self._engine.wait(tickets))) is not None:
-            return failed
-        end = Ask(26, 3, api.EndTxnRequest(self._id, producer_id, epoch, True))
-        if (failed := self._refused([self._engine.ask(self._connection, end)])) is not None:
-            return failed
-        self._sequences[at] = (sequence + len(records)) & SEQUENCE_MASK
-        return Done()
+
+    def commit(self) -> Outcome:
+        assert self._producer is not None, f"{self._id} is not initialised"
+        end = Ask(26, 3, api.EndTxnRequest(self._id, *self._producer, True))
+        self._open.clear()
+        return self._refused([self._engine.ask(self._connection, end)]) or Done()
 
     def _refused(self, answers: Sequence[Any]) -> Outcome | None:
         for answer in answers:

@@ -1,7 +1,7 @@
-"""`ports.Owner` on a Kafka cluster, through confluent-kafka.
+"""`ports.Owner` and `ports.Ingestor` on a Kafka cluster, through confluent-kafka.
 
 Invariants: only `initialise` makes a Producer, so an id is never taken over but by a caller who then reads what the
-former owner left; one transaction per Producer at a time, of one partition; and no transaction begins on a Producer
+former owner left; one transaction per Producer at a time; and no transaction begins on a Producer
 whose connections failed during the one before (FAULTS B1: a delayed EndTxn would end the next).
 """
 
@@ -28,7 +28,7 @@ from semel.host.kafka_client import (
     made,
 )
 from semel.host.kafka_producer import COMMIT_TIMEOUT_S, SLACK_S, TRANSACTION_TIMEOUT_MS, WRITING
-from semel.ports import Done, Fenced, LogLost, NotDone, Outcome, TopicPartition, Unknown
+from semel.ports import Done, Fenced, LogLost, NewRecord, NotDone, Outcome, TopicPartition, Unknown
 
 
 class KafkaOwner:
@@ -39,6 +39,7 @@ class KafkaOwner:
         self._watchdog = Watchdog(at)
         self._lines = Lines()
         self._producer: confluent_kafka.Producer | None = None
+        self._open = False  # a transaction
         self._failure: confluent_kafka.KafkaError | None = None  # the first write that was refused
 
     def initialise(self) -> None:
@@ -78,30 +79,41 @@ class KafkaOwner:
             self._failure = error
 
     def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
+        sent = self.send([NewRecord(*at, key, value, now_ms) for key, value in records])
+        return self.commit() if isinstance(sent, Done) else sent
+
+    def send(self, records: Sequence[NewRecord]) -> Outcome:
         producer = self._producer
         if producer is None:
             return NotDone(f"a connection was lost in the transaction before; {self._id} is claimed again")
-        outcome = self._transaction(producer, at, records, now_ms)
-        if not isinstance(outcome, Done) or self._lost_a_connection(producer):
-            # After Done a request of this transaction may still be under way (B1); the next append says so.
+        if not self._open:
+            self._lost_a_connection(producer)
+            self._lines.failures.clear()  # no transaction was open: what failed until now cannot be late for one
+            self._failure = None
+        outcome = self._written(producer, records)
+        if not isinstance(outcome, Done):
             self._discard()
         return outcome
 
-    def _transaction(
-        self,
-        producer: confluent_kafka.Producer,
-        at: TopicPartition,
-        records: Sequence[tuple[bytes, bytes | None]],
-        now_ms: int,
-    ) -> Outcome:
-        self._lost_a_connection(producer)
-        self._lines.failures.clear()  # no transaction was open: what failed until now cannot be late for one
-        self._failure = None
+    def commit(self) -> Outcome:
+        producer = self._producer
+        assert producer is not None and self._open, f"{self._id}: nothing was sent"
+        outcome = self._committed(producer)
+        self._open = False
+        if not isinstance(outcome, Done) or self._lost_a_connection(producer):
+            # After Done a request of this transaction may still be under way (B1); the next one says so.
+            self._discard()
+        return outcome
+
+    def _written(self, producer: confluent_kafka.Producer, records: Sequence[NewRecord]) -> Outcome:
         commit_s = min(COMMIT_TIMEOUT_S, self._at.patience_s())
         try:
-            producer.begin_transaction()
-            for key, value in records:
-                producer.produce(at.topic, value, key, at.partition, None, None, now_ms)
+            if not self._open:
+                producer.begin_transaction()
+                self._open = True
+            for topic, partition, key, value, timestamp_ms, headers in records:
+                given: Any = list(headers) if headers else None
+                producer.produce(topic, value, key, partition, None, None, timestamp_ms, given)
             unsent = self._watchdog.call(partial(producer.flush, commit_s), commit_s + SLACK_S)
         except (KafkaException, SystemError, BufferError, Stuck) as failed:
             return self._not_done(failed)
@@ -109,6 +121,10 @@ class KafkaOwner:
             return self._not_done(KafkaException(self._failure))
         if unsent:
             return NotDone(f"{self._id}: nothing was acknowledged in {commit_s:.0f} s")
+        return Done()
+
+    def _committed(self, producer: confluent_kafka.Producer) -> Outcome:
+        commit_s = min(COMMIT_TIMEOUT_S, self._at.patience_s())
         deadline, resumed = time.monotonic() + commit_s, False
         while True:
             left = max(0.5, deadline - time.monotonic())
@@ -141,6 +157,7 @@ class KafkaOwner:
         return bool(self._lines.failures)
 
     def _discard(self) -> None:
+        self._open = False
         if self._producer is not None:
             bury(self._producer)
             self._producer = None

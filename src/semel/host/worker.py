@@ -21,16 +21,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from semel.contract import Mode, PositionIn
 from semel.errors import SemelError, UsageError
 from semel.host.clock import clock
 from semel.host.identity import Slot, take_slot
+from semel.host.ingesting import IngestThread, Sessions, fed_topics, ingest_all, made
 from semel.host.leaving import LEAVE_MAX_S, Leaving, LeftEarly
 from semel.host.steps import steps_from
 from semel.host.supervisor import supervise
-from semel.ports import Log, LogLost, Owners, Position, Steps, Stores, TopicPartition
+from semel.ports import Ingestor, Log, LogLost, Owner, Owners, Position, Steps, Stores, TopicPartition
 from semel.sinks.cut_delivery import CutDelivery
 from semel.sinks.cuts import Rule
 from semel.sinks.delivery import Delivery
@@ -104,26 +105,32 @@ def _run(
         raise UsageError(f"workers={workers}: at least 1.")
     app.graph()  # what cannot be right is refused before anything is opened
     name = prefix + app.name
+    _check_url(url)
     if url.startswith(EMBEDDED):
-        if not url.removeprefix(EMBEDDED):
-            raise UsageError(f"{url}: write embedded:DIR, for example embedded:./data")
         if workers > 1:
             raise UsageError(
                 f"{workers} workers on {url}: the folder of an embedded log belongs to one process. Serve it with "
                 f"`semel broker {url.removeprefix(EMBEDDED)}` and run the workers on kafka://HOST:PORT."
             )
         default = Path(url.removeprefix(EMBEDDED)) / "state" / name
-    elif url.startswith(KAFKA):
-        from semel.host.kafka_client import address  # names its extra when confluent-kafka is missing
-
-        address(url)
-        default = Path(".semel") / name
     else:
-        raise UsageError(f"{url!r} is no log. Write embedded:DIR or kafka://HOST:PORT")
+        default = Path(".semel") / name
     run = Run(app, url, mode, prefix, trace, state_dir or default, session_timeout_ms, None)
     if workers == 1:
         return _process(run)
     return supervise(workers, lambda slot: _child(replace(run, slot=slot, of=workers)))
+
+
+def _check_url(url: str) -> None:
+    if url.startswith(EMBEDDED):
+        if not url.removeprefix(EMBEDDED):
+            raise UsageError(f"{url}: write embedded:DIR, for example embedded:./data")
+    elif url.startswith(KAFKA):
+        from semel.host.kafka_client import address  # names its extra when confluent-kafka is missing
+
+        address(url)
+    else:
+        raise UsageError(f"{url!r} is no log. Write embedded:DIR or kafka://HOST:PORT")
 
 
 def _child(run: Run) -> int:
@@ -182,35 +189,42 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
         asked=asked,
         id=secrets.token_hex(5),
     )
+    threads: list[_DeliveryThread | IngestThread] = []
+    for topic in fed_topics(graph):  # before the worker looks for its topics: they may be made here
+        member = f"{slot.identity}.{topic.name}.ingest"
+        threads.append(
+            IngestThread(
+                topic.name, *made(topic, source, owners, prefix=run.prefix, member=member, steps=steps), now_ms
+            )
+        )
+        stack.callback(threads[-1].stop)
     worker.start(now_ms())
     connecting.cancel()
-    deliveries = []
     for name, write in _outboxes(graph):
         session = source(f"{run.name}.{name}", f"{slot.identity}.{name}", None)
-        made = delivery_of(run, name, write, session, owners, steps)
-        deliveries.append(_DeliveryThread(name, made, session, now_ms))
-    for delivery in deliveries:
-        stack.callback(delivery.stop)
+        delivery = delivery_of(run, name, write, session, owners, steps)
+        threads.append(_DeliveryThread(name, delivery, session, now_ms))
+        stack.callback(threads[-1].stop)
     leaving.later()
-    for delivery in deliveries:
-        delivery.start()
+    for thread in threads:
+        thread.start()
     said, began = "", now_ms()
     held = began  # when it last had a partition
     while not (leaving.asked or orphaned()):
         worker.run_once(now_ms(), POLL_S)
-        for delivery in deliveries:
-            if delivery.failed is not None:
-                raise delivery.failed
+        for thread in threads:
+            if thread.failed is not None:
+                raise thread.failed
         if worker.assigned_partitions:
             held = now_ms()
         quiet = now_ms() - (held if said else began) > QUIET_S * 1000
         if (worker.running and said != "running") or (quiet and not worker.running and said != "idle"):
             said = _announce(run, slot, log.name, graph, worker)
     worker.close(now_ms())
-    for delivery in deliveries:
-        delivery.stop()
-        if delivery.failed is not None:
-            raise delivery.failed
+    for thread in threads:
+        thread.stop()
+        if thread.failed is not None:
+            raise thread.failed
     if leaving.asked:
         done = worker.progress
         _say(f"left {run.app.name}: {_many(done.records, 'record')} processed, {_many(done.commits, 'commit')}")
@@ -244,7 +258,7 @@ def _outboxes(graph: g.Graph) -> Iterator[tuple[str, g.Write]]:
 
 # --- what a worker works on ---
 
-Source = Callable[[str, str | None, str | None], Log]  # group, static member id, transactional id
+Source = Sessions
 
 
 def _asked(run: Run, slot: Slot, source: Source) -> Asked:
@@ -261,7 +275,7 @@ def _asked(run: Run, slot: Slot, source: Source) -> Asked:
 
 
 @contextmanager
-def sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source, Owners]]:
+def sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source, Callable[[str], _Owner]]]:
     """Functions that open sessions with the log."""
     if run.url.startswith(EMBEDDED):
         from semel.host.embedded import EmbeddedLog
@@ -338,6 +352,62 @@ def delivery_of(
     if sink.contract.position is PositionIn.DELIVERY_TOPIC:
         return CutDelivery(log, sink, owners=owners, rule=rule, **given)
     return Delivery(log, sink, accept=write.accept, **given)
+
+
+class _Owner(Owner, Ingestor, Protocol):
+    """What both logs have under one transactional id."""
+
+
+def run_ingest(
+    app: App, url: str, *, topics: Sequence[str] = (), follow: bool = False, begin: Sequence[str] = (), prefix: str = ""
+) -> None:
+    """The sources of an app, without its processing: until everything was read, or until SIGTERM or Ctrl-C. What goes
+    wrong is one line on stderr and the exit code (SystemExit)."""
+    run = Run(app, url, Mode.EXACTLY_ONCE, prefix, False, Path(), None, None)
+    try:
+        code = _ingest(run, topics, follow, begin)
+    except SemelError as error:
+        _say(f"error: {error}")
+        code = error.exit_code
+    if code:
+        raise SystemExit(code)
+
+
+def _ingest(run: Run, names: Sequence[str], follow: bool, begin: Sequence[str]) -> int:
+    fed = {topic.name: topic for topic in fed_topics(run.app.graph())}
+    if unknown := sorted(set(names) - set(fed)):
+        raise UsageError(f"--topic {', '.join(unknown)}: no topic that the app reads has this name and a source.")
+    if not fed:
+        raise UsageError(f"no topic that {run.app.name} reads has a source. Declare one: Topic(…, source=Files(…))")
+    _check_url(run.url)
+    leaving = Leaving(ignore_keyboard=False)
+    try:
+        with leaving, ExitStack() as stack:
+            stack.callback(faulthandler.cancel_dump_traceback_later)
+            steps = steps_from(os.environ)
+            source, owners = stack.enter_context(sessions(run, steps, leaving))
+            leaving.later()
+            try:
+                ingest_all(
+                    [fed[name] for name in names or sorted(fed)],
+                    source,
+                    owners,
+                    follow=follow,
+                    begin=begin,
+                    prefix=run.prefix,
+                    steps=steps,
+                    now_ms=clock(),
+                    asked=lambda: leaving.asked,
+                )
+            finally:
+                faulthandler.dump_traceback_later(LEAVE_MAX_S, exit=True)
+    except LeftEarly:
+        return 128 + signal.SIGINT if leaving.by == signal.SIGINT else 0
+    except LogLost as lost:
+        raise SemelError(str(lost)) from lost
+    if leaving.asked and not follow:
+        return 128 + leaving.by  # not everything was read
+    return 0
 
 
 class _DeliveryThread(threading.Thread):

@@ -22,6 +22,7 @@ from typing import Any
 from semel.app import App
 from semel.contract import Mode, PositionIn
 from semel.errors import UsageError
+from semel.host.ingesting import fed_topics
 from semel.ports import NotDone, Step
 from semel.proof.embedded import EmbeddedStorm
 from semel.proof.processes import BrokerChild, Child, ProofError, semel_command
@@ -31,7 +32,7 @@ from semel.sinks import SQLite
 from semel.streams import graph as g
 from semel.verify import checkers
 from semel.verify.oracle import reckon, reckon_input, reckon_sink, untried
-from semel.verify.schedule import BROKER_STEPS, CUT_STEPS, SINK_STEPS, WORKER_STEPS, Fault, Kind, schedule
+from semel.verify.schedule import BROKER_STEPS, CUT_STEPS, SINK_STEPS, SOURCE_STEPS, WORKER_STEPS, Fault, Kind, schedule
 from semel.verify.verdict import Output, Report
 from semel.verify.workload import workload
 
@@ -64,7 +65,12 @@ def steps_of(graph: g.Graph, on: str, mode: Mode = Mode.EXACTLY_ONCE) -> tuple[S
     """The named steps that this app passes through on this log."""
     broker = () if on.startswith("kafka://") else BROKER_STEPS
     steps = (*WORKER_STEPS, *broker, *(SINK_STEPS if graph.sinks else ()), *(CUT_STEPS if _by_cuts(graph) else ()))
+    steps += SOURCE_STEPS if _fed(graph) else ()
     return steps if mode is Mode.EXACTLY_ONCE else tuple(step for step in steps if step not in COMMIT_STEPS)
+
+
+def _fed(graph: g.Graph) -> bool:
+    return any(True for _ in fed_topics(graph))
 
 
 def _by_cuts(graph: g.Graph) -> bool:
@@ -104,7 +110,8 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         world.prepare(given, slices=asked.crashes * 2 + 4)
         plan = schedule(
             dice, asked.crashes, workers=WORKERS, broker=broker is not None, sinks=bool(graph.sinks),
-            cuts=_by_cuts(graph), file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
+            cuts=_by_cuts(graph), sources=_fed(graph), file_sinks=any(_is_file(s) for s in graph.sinks.values()),
+            directed=asked.directed,
         )  # fmt: skip
         for slot in range(WORKERS):
             command = semel_command(
@@ -148,7 +155,8 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             if (code := worker.leave()) != 0 and not unfinished:
                 storm.failures.append(f"{worker.name} left with exit code {code}:\n{worker.tail()}")
         committed = world.committed()
-        outputs = reckon_input(graph, world.given, committed) + reckon(graph, committed)
+        outputs = world.feeding.reckon(committed) + reckon_input(graph, world.given, committed)
+        outputs += reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         outputs.append(checkers.monotonic("positions over time", world.history))
         stored = _stored(sinks)
@@ -169,6 +177,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         if world is not None:
             if broker is None:
                 world.remove()
+            world.feeding.drop()
             world.close()
         if broker is not None:
             broker.kill()
@@ -201,7 +210,8 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         given = workload(topics, _sample(app), _files(asked.inputs), dice)
         plan = schedule(
             dice, asked.crashes, workers=1, broker=True, sinks=bool(graph.sinks),
-            cuts=_by_cuts(graph), file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
+            cuts=_by_cuts(graph), sources=_fed(graph), file_sinks=any(_is_file(s) for s in graph.sinks.values()),
+            directed=asked.directed,
         )  # fmt: skip
         # The broker's steps are this process's too; without a sink nobody could fence a zombie.
         faults = [f for f in (*plan.workers[0], *plan.broker) if f.kind is not Kind.ZOMBIE or graph.sinks]
@@ -225,7 +235,8 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         storm.finish(storm.children[-1])
         hits = _hits(storm.children, None)
         committed = storm.committed()
-        outputs = reckon_input(graph, storm.given, committed) + reckon(graph, committed)
+        outputs = storm.feeding.reckon(committed) + reckon_input(graph, storm.given, committed)
+        outputs += reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         stored = _stored(sinks)
         return Report(
@@ -242,6 +253,8 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     finally:
         for child in storm.children if storm is not None else ():
             child.kill()
+        if storm is not None:
+            storm.feeding.drop()
         _remove_all(sinks, files, say)
         if asked.keep:
             say(f"kept: {folder}")

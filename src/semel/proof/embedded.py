@@ -21,6 +21,7 @@ from semel.host.embedded import EmbeddedLog
 from semel.host.engine import Engine
 from semel.host.steps import arm
 from semel.ports import NewTopic, SinkConnection, Step, TopicPartition
+from semel.proof.feeding import Feeding
 from semel.proof.processes import STEPS, Child, ProofError, semel_command
 from semel.proof.world import PARTITIONS, read_back
 from semel.streams import graph as g
@@ -64,10 +65,14 @@ class EmbeddedStorm:
     failures: list[str] = field(default_factory=list)
     history: dict[str, list[int]] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
+    feeding: Feeding = field(init=False)
     _input: deque[tuple[str, Given]] = field(default_factory=deque)
     _slice: int = 1
     _copies: int = 0
     _moved_at_kill: int = -1
+
+    def __post_init__(self) -> None:
+        self.feeding = Feeding(self.graph, self.prefix)
 
     @property
     def data(self) -> Path:
@@ -84,6 +89,7 @@ class EmbeddedStorm:
         log.create([NewTopic(self.prefix + name, topic.partitions or PARTITIONS) for name, topic in topics.items()])
         log.close()
         engine.close()
+        self.feeding.prepare()
 
     def feed(self, slices: int = 1) -> None:
         """The next slice of input, round and round. Nobody may hold the folder."""
@@ -92,9 +98,13 @@ class EmbeddedStorm:
         for _ in range(min(self._slice * slices, len(self._input))):
             name, one = self._input[0]
             self._input.rotate(-1)
+            self.fed += 1
+            if name in self.feeding.topics:
+                self.feeding.put(name, one)
+                continue
             log.writer(self.prefix + name)(-1, one.key, one.value, one.timestamp, None)
             self.given.setdefault(name, Counter())[input_record(one.key, one.value)] += 1
-            self.fed += 1
+        self.feeding.flush()
         log.flush()
         log.close()
         engine.close()
@@ -255,6 +265,8 @@ class EmbeddedStorm:
 
     def _settled(self) -> bool:
         committed = self.committed()
+        if any(len(committed.topic(name)) < count for name, count in self.feeding.added.items()):
+            return False
         sources = {name for sub in self.graph.subtopologies for name in sub.sources}
         taken = all(committed.positions.get(at, 0) >= end for at, end in committed.ends.items() if at.topic in sources)
         return taken and all(self._delivered(name, committed) for name in self.graph.sinks)

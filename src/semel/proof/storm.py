@@ -23,7 +23,7 @@ from enum import Enum, auto
 from semel.host.steps import arm
 from semel.ports import Step, TopicPartition
 from semel.proof.processes import STEPS, BrokerChild, Child, ProofError
-from semel.verify.schedule import DELIVERY_STEPS, TAKEN_OVER, Fault, Kind, Schedule
+from semel.verify.schedule import DELIVERY_STEPS, SOURCE_STEPS, TAKEN_OVER, Fault, Kind, Schedule
 
 POLL_S = 0.02
 WARM_S = 4.0  # a process that commits nothing for this long is a target all the same
@@ -36,6 +36,8 @@ LATE_S = 2.0  # after its successor was given its partitions; and to be seen aft
 LATE_MAX_S = 5.0  # beyond the session: within the transaction timeout
 FAILURES_MAX = 3
 TRIES_MAX = 3
+LANE_WAIT_S = 5.0  # a step of an ingest that is not reached for so long: the lane is another worker's
+PASSED_ON_MAX = 6
 
 
 class State(Enum):
@@ -65,6 +67,7 @@ class Slot:
     succeeded: bool = False
     heir: Slot | None = None  # killed as its successor
     tries: int = 0
+    passed_on: int = 0
 
 
 @dataclass
@@ -228,6 +231,16 @@ class Storm:
             free = slot.fault.kind is Kind.RANDOM or not self._needed(slot)
             if now - slot.since > slot.fault.after * 0.8 and (moved or now - slot.since > WARM_S) and free:
                 self._from_outside(slot)
+        elif slot.fault.step in SOURCE_STEPS and now - slot.since > LANE_WAIT_S and slot.passed_on < PASSED_ON_MAX:
+            self._disarm(slot.child)
+            slot.passed_on += 1
+            other = self.slots[(self.slots.index(slot) + 1) % len(self.slots)]
+            fault = slot.fault
+            self._fresh(slot, start=False)
+            if other.state is State.IDLE:
+                self._more(other, fault)
+            else:
+                other.queue.appendleft(fault)
         elif now - slot.since > FAULT_TIMEOUT_S:
             # The step was not reached (it has no partitions, or waits for a transaction of another): killed where it
             # stands, and the same again.
@@ -250,6 +263,8 @@ class Storm:
         slot.asked = now
         if not slot.before:  # the broker did not answer when it was stopped
             slot.before = self.positions()
+        if slot.fault.step in SOURCE_STEPS and self.others(slot, Step.INGEST_CLAIM) <= slot.claims:
+            return False
         if slot.fault.step in DELIVERY_STEPS:
             # Who takes over is given all partitions anew and claims all of them, also those that it had.
             if slot.batches < 0 and self.others(slot, Step.CLAIM_AFTER) >= slot.claims + self.outboxes():
@@ -261,7 +276,9 @@ class Storm:
     def _remember(self, slot: Slot) -> None:
         late = slot.fault is not None and slot.fault.kind is Kind.LATE
         slot.before = self.positions()
-        slot.claims = self.others(slot, Step.TASKS_BEFORE if late else Step.CLAIM_AFTER)
+        lane = slot.fault is not None and slot.fault.step in SOURCE_STEPS
+        claim = Step.TASKS_BEFORE if late else Step.INGEST_CLAIM if lane else Step.CLAIM_AFTER
+        slot.claims = self.others(slot, claim)
 
     def _wait_for_refusal(self, slot: Slot, now: float) -> None:
         assert slot.fault is not None
@@ -280,6 +297,8 @@ class Storm:
 
     def _refusals(self, slot: Slot) -> int:
         hits = slot.child.hits()
+        if slot.fault is not None and slot.fault.step in SOURCE_STEPS:
+            return hits[Step.SOURCE_FENCED]
         return hits[Step.LOG_FENCED] + hits[Step.SINK_FENCED] + hits[Step.SINK_STALE]
 
     def _arm(self, slot: Slot) -> None:
@@ -289,7 +308,7 @@ class Storm:
         if slot.fault.step is not None:
             what = signal.SIGSTOP if slot.fault.kind in (Kind.ZOMBIE, Kind.LATE) else signal.SIGKILL
             arm(slot.child.armed, slot.fault.step, what)
-            if slot.fault.step is Step.CLAIM_AFTER:
+            if slot.fault.step in (Step.CLAIM_AFTER, Step.INGEST_CLAIM):
                 # A claim is made once in a life: it is met by the next incarnation.
                 slot.child.kill()
                 self._count(slot, fault=False)

@@ -30,7 +30,9 @@ from semel.ports import (
     SinkConnection,
     TopicPartition,
 )
+from semel.proof.feeding import Feeding
 from semel.proof.processes import ProofError
+from semel.sources.positions import GROUP_ENDING
 from semel.streams import graph as g
 from semel.verify.oracle import Committed, Row, input_record, origin_of
 from semel.verify.workload import Given
@@ -51,6 +53,7 @@ class World:
         self.partitions = partitions
         self.log = ClusterLog(url, group=prefix + graph.app)
         self.sources = {n.topic.name: n.topic for n in graph.nodes if isinstance(n, g.Read)}
+        self.feeding = Feeding(graph, prefix)
         self.waiting: deque[tuple[str, Given]] = deque()
         self._input: list[tuple[str, Given]] = []
         self.fed = 0
@@ -78,6 +81,7 @@ class World:
             [NewTopic(self.prefix + name, t.partitions or self.partitions, config) for name, t in wanted.items()]
         )
         self._writers = {name: self.log.writer(self.prefix + name) for name in self.sources}
+        self.feeding.prepare()
         # Interleaved, so that every slice has some of each topic.
         queues = [deque((name, one) for one in given) for name, given in workload.items()]
         while any(queues):
@@ -95,9 +99,12 @@ class World:
             self.rounds += 1
         for _ in range(min(count or self.slice, len(self.waiting))):
             name, one = self.waiting.popleft()
+            self.fed += 1
+            if name in self.feeding.topics:
+                self.feeding.put(name, one)
+                continue
             self._writers[name](-1, one.key, one.value, one.timestamp, None)
             self.given.setdefault(name, Counter())[input_record(one.key, one.value)] += 1
-            self.fed += 1
 
     def trickle(self) -> None:
         """Lets through what is due at RECORDS_PER_S: input moves all the time, whoever is down."""
@@ -113,6 +120,7 @@ class World:
             self.feed(len(self.waiting))
         else:
             self.feed(RECORDS_PER_S)
+        self.feeding.flush()
 
     # --- watching ---
 
@@ -189,6 +197,9 @@ class World:
         deadline = time.monotonic() + give_up_s
         while time.monotonic() < deadline:
             alive()
+            if not self._ingested():
+                time.sleep(0.3)
+                continue
             groups = [(self.prefix + self.graph.app, self.group_sources())]
             groups += [(f"{self.prefix}{self.graph.app}.{sink}", self._outbox(sink)) for sink in self.graph.sinks]
             with contextlib.suppress(KafkaException, FutureTimeout):  # positions not stable yet, a broker starting
@@ -196,6 +207,18 @@ class World:
                     return True
             time.sleep(0.2)
         return False
+
+    def _ingested(self) -> bool:
+        """Whether the sources' topics hold as many records as were put into the sources."""
+        topics = self.log.topics()
+        for name, count in self.feeding.added.items():
+            full = self.prefix + name
+            partitions = [TopicPartition(full, p) for p in range(topics[full].partitions)]
+            ends = self.log.ends(partitions)
+            found = self._reader.read({at: (0, ends[at]) for at in partitions})
+            if sum(map(len, found.values())) < count:
+                return False
+        return True
 
     def _reached(self, group: str, partitions: list[TopicPartition]) -> bool:
         """Whether no committed record lies at or beyond the group's positions. A delivery's are a lag metric, which is
@@ -237,7 +260,8 @@ class World:
         if names:
             for future in admin.delete_topics(names).values():
                 _quietly(future)
-        groups = [self.prefix + self.graph.app, *(f"{self.prefix}{self.graph.app}.{s}" for s in self.graph.sinks)]
+        groups = [f"{self.prefix}{name}{GROUP_ENDING}" for name in self.feeding.topics]
+        groups += [self.prefix + self.graph.app, *(f"{self.prefix}{self.graph.app}.{s}" for s in self.graph.sinks)]
         for future in admin.delete_consumer_groups(groups).values():
             _quietly(future)
 

@@ -14,8 +14,8 @@ BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
 class Trouble:
     """Of one delivery: one loss shows on every partition, each in words of its own: the first says it."""
 
-    def __init__(self, where: str, say: Callable[[str], None]) -> None:
-        self._where, self._say = where, say
+    def __init__(self, where: str, say: Callable[[str], None], doing: str = "delivering") -> None:
+        self._where, self._say, self._doing = where, say, doing
         self._lanes: set[TopicPartition] = set()
         self._text, self._said_ms = "", 0
 
@@ -31,7 +31,7 @@ class Trouble:
         if at in self._lanes:
             self._lanes.discard(at)
             if not self._lanes:
-                self._say(f"{self._where}: delivering again")
+                self._say(f"{self._where}: {self._doing} again")
 
     def dropped(self, at: TopicPartition) -> None:
         """The partition is another one's now."""

@@ -74,8 +74,8 @@ class Builder:
     def _declare(self, topic: Topic[Any, Any], place: Place) -> None:
         known = self._topics.setdefault(topic.name, topic)
         if known is not topic and (
-            (known.key, known.value, known.time, known.on_error, known.partitions)
-            != (topic.key, topic.value, topic.time, topic.on_error, topic.partitions)
+            (known.key, known.value, known.time, known.on_error, known.partitions, known.source)
+            != (topic.key, topic.value, topic.time, topic.on_error, topic.partitions, topic.source)
         ):
             raise GraphError(
                 place,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
+from semel.ports import Source
 from semel.streams.infer import without_none
 from semel.streams.place import GraphError, Place, caller
 from semel.streams.serde import NoSerde, Serde, serde_of, type_name
@@ -63,6 +64,9 @@ class Topic(Generic[K, V]):
     error that names it; `dead-letter` writes it to `APP.dlq` within the transaction, its reason in the headers.
     `partitions`: how many it has if it must be created, and how many it must have if it exists.
 
+    `source`: where its records come from (`semel.sources`): they are read into it, each once, by the app's workers or
+    by `semel ingest`, with the position behind them in one transaction.
+
     Two Topics of one name must be equal in types; they are then the same topic.
     """
 
@@ -74,6 +78,7 @@ class Topic(Generic[K, V]):
         "on_error",
         "partitions",
         "place",
+        "source",
         "time",
         "value",
         "value_serde",
@@ -88,6 +93,7 @@ class Topic(Generic[K, V]):
         time: Callable[[V], datetime | int] | None = None,
         on_error: OnError = "stop",
         partitions: int | None = None,
+        source: Source | None = None,
     ) -> None:
         self.place = place = caller()
         self.name = check_name(name, "Topic", place)
@@ -95,8 +101,11 @@ class Topic(Generic[K, V]):
             raise GraphError(place, f"topic {name}: on_error={on_error!r}; it is 'stop' or 'dead-letter'.")
         if partitions is not None and (not isinstance(partitions, int) or partitions < 1):
             raise GraphError(place, f"topic {name}: partitions={partitions!r}; at least 1.")
+        if source is not None and (complaint := source.complaint(key, without_none(value))):
+            raise GraphError(place, f"topic {name}: {complaint}")
         self.key = key
         self.value = value
+        self.source = source
         self.time = time
         self.on_error: OnError = on_error
         self.partitions = partitions

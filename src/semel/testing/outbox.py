@@ -14,6 +14,7 @@ from semel.ports import (
     Done,
     Fenced,
     Listener,
+    NewRecord,
     NewTopic,
     NotDone,
     Outcome,
@@ -108,15 +109,29 @@ class OutboxOwner:
         self._log, self._id = log, transactional_id
         self.next = ""
         self.initialised = 0
+        self._sent: list[NewRecord] = []
 
     def initialise(self) -> None:
         self._log.owned[self._id] = self
         self.initialised += 1
+        self._sent.clear()  # what was open is aborted
         self._good = True
 
     def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
-        assert self._good, "after anything but Done the owner initialises again"
         assert at.topic.endswith("-delivery") and self._id.endswith(f".{at.partition}"), (at, self._id)
+        sent = self.send([NewRecord(*at, key, value, now_ms) for key, value in records])
+        return self.commit() if isinstance(sent, Done) else sent
+
+    def send(self, records: Sequence[NewRecord]) -> Outcome:
+        assert self._good, "after anything but Done the owner initialises again"
+        if self._log.owned[self._id] is not self:
+            self._good = False
+            return Fenced(f"another owner has taken over {self._id}")
+        self._sent += records
+        return Done()
+
+    def commit(self) -> Outcome:
+        assert self._good and self._sent, "after anything but Done the owner initialises again"
         then, self.next = self.next, ""
         self._good = False
         if self._log.owned[self._id] is not self:
@@ -124,9 +139,11 @@ class OutboxOwner:
         if then == "refused":
             return NotDone("the log refused it")
         if then != "lost":
-            for key, value in records:
-                self._log.append(at.topic, at.partition, key, value, at=now_ms)
-            self._log.append(at.topic, at.partition, None, None, visible=False)  # the marker
+            for r in self._sent:
+                self._log.append(r.topic, r.partition, r.key, r.value, at=r.timestamp_ms)
+            for topic, partition in dict.fromkeys((r.topic, r.partition) for r in self._sent):
+                self._log.append(topic, partition, None, None, visible=False)  # the marker
+        self._sent.clear()
         if then:
             return Unknown("the commit was not answered")
         self._good = True

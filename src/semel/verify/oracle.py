@@ -146,6 +146,31 @@ def reckon_input(graph: g.Graph, fed: Mapping[str, Counter[bytes]], committed: C
     return outputs
 
 
+def reckon_source(topic: str, rows: Sequence[tuple[bytes | None, bytes | None]], committed: Committed) -> Output:
+    """The source's own rows = the topic (laws 4 and 7, before the log): as a multiset, and the values of each key in
+    the source's order."""
+    entries = committed.topic(topic)
+    expected = Counter(input_record(key, value) for key, value in rows)
+    found = checkers.multiset(
+        f"source {topic}", "source rows", expected, Counter(input_record(e.key, e.value) for e in entries)
+    )
+    if found.lost or found.repeated or found.wrong:
+        return found
+    wanted: dict[bytes, list[bytes | None]] = {}
+    there: dict[bytes, list[bytes | None]] = {}
+    for key, value in rows:
+        if key is not None:
+            wanted.setdefault(key, []).append(value)
+    for entry in entries:
+        if entry.key is not None:
+            there.setdefault(entry.key, []).append(entry.value)
+    astray = sorted(key for key, values in wanted.items() if there[key] != values)
+    if not astray:
+        return found
+    examples = tuple(f"the values of key {key!r} are not in the source's order" for key in astray[:3])
+    return replace(found, wrong=len(astray), examples=examples)
+
+
 def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: SinkConnection) -> Output:
     """f(committed outbox) = sink (law 7): for rows that are appended the multiset of all, for rows with a key the last
     value per key."""

@@ -38,6 +38,14 @@ SINK_STEPS = (
     Step.SINK_BEFORE,
     Step.SINK_AFTER,
 )
+# Of the ingest of a source.
+SOURCE_STEPS = (
+    Step.INGEST_CLAIM,
+    Step.INGEST_READ,
+    Step.INGEST_RECORDS,
+    Step.INGEST_POSITION,
+    Step.INGEST_COMMIT,
+)
 # Of a delivery by cuts, besides.
 CUT_STEPS = (Step.CUT_BEFORE, Step.CUT_AFTER)
 DELIVERY_STEPS = SINK_STEPS + CUT_STEPS
@@ -47,7 +55,7 @@ INSIDE_SINK = (Step.ROWS_BEFORE, Step.ROWS_AFTER, Step.POSITION_BEFORE, Step.POS
 # Where a zombie stands so that it is bound to try a write when it goes on, before anybody can tell it that it was
 # superseded: a batch read and not written; in the middle of a commit. (Elsewhere it polls first, hears that its
 # partitions are gone, and tries nothing.) Once offsets are sent its successor waits for the transaction timeout.
-QUICK_STOPS = (Step.BATCH_BEFORE, Step.OFFSETS_BEFORE, Step.OUTPUT_AFTER)
+QUICK_STOPS = (Step.INGEST_RECORDS, Step.BATCH_BEFORE, Step.OFFSETS_BEFORE, Step.OUTPUT_AFTER)
 SLOW_STOPS = (Step.COMMIT_BEFORE, Step.OFFSETS_AFTER)
 
 
@@ -127,13 +135,15 @@ def schedule(
     broker: bool = True,
     sinks: bool = True,
     cuts: bool = False,
+    sources: bool = False,
     file_sinks: bool = False,
     directed: Sequence[Fault] = (),
 ) -> Schedule:
     """`crashes` kills over the workers and the broker, zombies and hand-overs among them.
 
     `broker`: whether the broker is ours to kill. `sinks`: whether the app writes to an external sink. `cuts`: whether
-    one of them is delivered by cuts. `file_sinks`: one of them is a file that a stopped owner locks for ever.
+    one of them is delivered by cuts. `sources`: whether a source of the app is read into the log.
+    `file_sinks`: one of them is a file that a stopped owner locks for ever.
     `directed`: only these, again and again (to show a known bug).
     """
     if directed:
@@ -146,6 +156,7 @@ def schedule(
         step = dice.choice((None, *BROKER_STEPS))
         broker_faults.append(_at(dice, step) if step else Fault(Kind.RANDOM, after=dice.random()))
     steps = WORKER_STEPS + (SINK_STEPS if sinks else ()) + (CUT_STEPS if cuts else ())
+    steps += SOURCE_STEPS if sources else ()
     left = crashes - broker_crashes
     zombies = min(max(1, -(-crashes // 10)), left // 3)
     handovers = 1 if left >= 8 else 0

@@ -1,0 +1,108 @@
+"""Planted bugs in the ingest and in the sources; see `test_processor_and_sinks.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.canaries.test_processor_and_sinks import Bug, Edit
+from tests.canaries.test_processor_and_sinks import test_a_planted_bug_is_found as planted_and_found
+
+INGEST = "tests/sources/test_ingest.py::"
+FILES = "tests/sources/test_files.py::"
+CRASHES = INGEST + "test_ended_at_every_step_each_row_is_there_once"
+
+BUGS = [
+    Bug(
+        "S10: the records are committed before the position, in a transaction of their own",
+        (
+            Edit(
+                "sources/ingest.py",
+                "        self._steps.reached(Step.INGEST_RECORDS)\n",
+                "            owner.commit()\n        self._steps.reached(Step.INGEST_RECORDS)\n",
+            ),
+        ),
+        (CRASHES,),
+    ),
+    Bug(
+        "S10: the position is committed before the records",
+        (
+            Edit(
+                "sources/ingest.py",
+                "        if portion.rows:\n"
+                "            sent = owner.send([self._record(row) for row in portion.rows])\n",
+                "        if portion.rows:\n"
+                "            owner.send([NewRecord(*lane.at, at.encode(),\n"
+                "                                  positions.encoded(lane.topic_id, 'Files', value), 0)\n"
+                "                        for at, value in portion.positions.items()])\n"
+                "            owner.commit()\n"
+                "            sent = owner.send([self._record(row) for row in portion.rows])\n",
+            ),
+        ),
+        (CRASHES,),
+    ),
+    Bug(
+        "S1: the positions are read before the id is initialised",
+        (
+            Edit(
+                "sources/ingest.py",
+                "        lane.owner.initialise()\n        try:\n",
+                "        try:\n",
+            ),
+            Edit(
+                "sources/ingest.py",
+                "        lane.connection = connection\n",
+                "        lane.owner.initialise()\n        lane.connection = connection\n",
+            ),
+        ),
+        (INGEST + "test_what_the_former_ingest_commits_until_it_is_put_out_is_read",),
+    ),
+    Bug(
+        "S8: a commit without an answer is taken for done",
+        (Edit("sources/ingest.py", "            case Done():\n", "            case Done() | Unknown():\n"),),
+        (INGEST + "test_an_answer_that_is_lost_is_no_guess",),
+        "after anything but Done",
+    ),
+    Bug(
+        "S16: positions of another topic of this name count",
+        (Edit("sources/positions.py", "        if written.topic_id != topic_id:\n", "        if False:\n"),),
+        (INGEST + "test_a_topic_made_anew_is_not_taken_for_the_former_one",),
+        "DID NOT RAISE",
+    ),
+    Bug(
+        "a file is known by its name",
+        (
+            Edit(
+                "sources/files_reading.py",
+                "elif looked == self._looked.get(path) or self._same(path, self._known[name]):",
+                "elif True:",
+            ),
+        ),
+        (FILES + "test_a_file_that_is_not_what_was_read_stops_the_ingest[rewritten in place]",),
+        "DID NOT RAISE",
+    ),
+    Bug(
+        "a renamed file is a new one",
+        (Edit("sources/files_reading.py", "and known.at and self._same(path, known):", "and False:"),),
+        (FILES + "test_a_renamed_file_goes_on",),
+        "not the file that was read",
+    ),
+    Bug(
+        "a line is taken before it has ended",
+        (
+            Edit(
+                "sources/files_lines.py",
+                "            if not self._ended(raw):\n                if self._follow:\n",
+                "            if not self._ended(raw):\n                if False:\n",
+            ),
+        ),
+        (FILES + "test_a_file_that_grows_is_followed",),
+        "Input data was truncated",
+    ),
+]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
+    """On a copy of the source with the bug in it."""
+    planted_and_found(bug, tmp_path)
