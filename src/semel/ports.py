@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Row
+from semel.contract import Attempt, Claim, Contract, DeliveryId, Kind, LogIdentity, Row
 
 Buffer = bytes | bytearray | memoryview
 Headers = Sequence[tuple[str, bytes | None]]
@@ -105,6 +105,13 @@ class Step(StrEnum):
     # … by cuts, where the sink holds no position: these, then sink.*, then position.* (in the delivery topic).
     CUT_BEFORE = "cut.before"  # a cut is due, nobody else knows
     CUT_AFTER = "cut.after"  # it is written down, no byte of it has left
+    # … that the sink prepares first (TwoPhase): rows.*, prepare.*, decide.* (in the delivery topic), then sink.*.
+    PREPARE_BEFORE = "prepare.before"
+    PREPARE_AFTER = "prepare.after"  # the sink can commit it whatever happens, nobody has said that it shall
+    DECIDE_BEFORE = "decide.before"
+    DECIDE_AFTER = "decide.after"  # it is committed in the log that the sink shall commit
+    SETTLE_BEFORE = "settle.before"  # a new owner has read that a cut is in doubt
+    SETTLE_AFTER = "settle.after"  # what a former owner left at the sink is committed or gone
     OBJECT_BEFORE = "object.before"
     OBJECT_AFTER = "object.after"  # the object is there, no manifest tells of it
     ROWS_BEFORE = "rows.before"
@@ -364,23 +371,13 @@ V_contra = TypeVar("V_contra", contravariant=True)
 Kind_co = TypeVar("Kind_co", bound=Kind, covariant=True)
 
 
-class SinkConnection(Protocol):
+class Connection(Protocol):
     """A sink, opened by one delivery and used by one thread. It connects when first asked, and again after a
     loss. A sink that cannot be reached is NotDone; a difference that only a person can settle is a SinkError."""
 
     def prepare(self, value_type: object) -> Done | NotDone:
         """Creates what is missing and validates what is there against the type of the values (None: not
         known, what is there decides). Raises SinkError naming what differs, what it is and what is wanted."""
-        ...
-
-    def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
-        """Takes the delivery over: a higher epoch, and the position that the sink holds. What a former owner
-        left undecided is decided when this returns a Claim (law 9). NotDone names who is in the way."""
-        ...
-
-    def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
-        """Rows [start, end) and the new position, in one step of the sink. Raises RowRefused for a row that
-        the sink will never take; nothing was written then."""
         ...
 
     def notes(self) -> Sequence[str]:
@@ -400,6 +397,54 @@ class SinkConnection(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class SinkConnection(Connection, Protocol):
+    """A sink that takes rows in one step."""
+
+    def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
+        """Takes the delivery over: a higher epoch, and the position that the sink holds. What a former owner
+        left undecided is decided when this returns a Claim (law 9). NotDone names who is in the way."""
+        ...
+
+    def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
+        """Rows [start, end) and the new position, in one step of the sink. Raises RowRefused for a row that
+        the sink will never take; nothing was written then."""
+        ...
+
+
+class TwoPhaseConnection(Connection, Protocol):
+    """A sink that prepares, and commits what the log has decided (contract TwoPhase). The caller owns the delivery's
+    transactional id, and has read the decisions since it initialised it."""
+
+    def take_over(
+        self, delivery: DeliveryId, log: LogIdentity, latest: Attempt, decided: bool
+    ) -> Claim | NotDone | Fenced:
+        """Settles what former owners left, then takes the delivery over. `latest` is the last attempt that was written
+        down, and `decided` whether it is to be committed: then it is, now or before. Everything else of this delivery
+        that is not later is rolled back. Fenced: something later is prepared, so the caller has read too little;
+        that was not touched. The claim's position is the end of what the sink holds committed, -1 where it cannot
+        tell. With the claim nothing earlier is in doubt."""
+        ...
+
+    def prepare_cut(self, claim: Claim, attempt: Attempt, run: str, rows: Sequence[Row]) -> Outcome:
+        """Done: `commit_cut` of it will succeed, whoever calls it, whatever crashes in between; nobody sees it yet.
+        Raises RowRefused for a row that the sink will never take; nothing is prepared then."""
+        ...
+
+    def commit_cut(self, claim: Claim, attempt: Attempt) -> Outcome:
+        """What was prepared under this name is visible, as a whole; Done also when it was so before. Raises Diverged
+        when the sink holds it neither prepared nor committed."""
+        ...
+
+    def abandon(self, claim: Claim, attempt: Attempt) -> None:
+        """Rolls back our own attempt, of which the log said that it will never be decided. As far as it can be done:
+        the next owner does the rest."""
+        ...
+
+    def in_doubt(self) -> Sequence[str]:
+        """What is prepared here under this sink's names, by whomever; for people, and for `semel verify`."""
+        ...
 
 
 class Sink(Protocol[V_contra, Kind_co]):
@@ -443,4 +488,4 @@ class Sink(Protocol[V_contra, Kind_co]):
         """The same sink under tables (or names) of its own. For `semel verify`."""
         ...
 
-    def open(self, steps: Steps) -> SinkConnection: ...
+    def open(self, steps: Steps) -> SinkConnection | TwoPhaseConnection: ...

@@ -20,7 +20,7 @@ from pathlib import Path
 from semel.host.embedded import EmbeddedLog
 from semel.host.engine import Engine
 from semel.host.steps import arm
-from semel.ports import NewTopic, SinkConnection, Step, TopicPartition
+from semel.ports import Connection, NewTopic, Step, TopicPartition
 from semel.proof.processes import STEPS, Child, ProofError, semel_command
 from semel.proof.world import PARTITIONS, read_back
 from semel.streams import graph as g
@@ -48,7 +48,7 @@ class EmbeddedStorm:
     graph: g.Graph
     queue: deque[Fault]
     crashes: int
-    sinks: Mapping[str, SinkConnection]
+    sinks: Mapping[str, Connection]
     say: Callable[[str], None]
     commit: Step = Step.COMMIT_AFTER  # what a worker's commit ends with: offsets.after outside exactly-once
     kills_worker: int = 0

@@ -114,6 +114,9 @@ class ContractTests:
     def test_killed_at_every_step_twice(self, subject: Subject) -> None:
         run(subject, processes.crashes)
 
+    def test_killed_while_it_settles_what_another_left(self, subject: Subject) -> None:
+        run(subject, processes.in_doubt)
+
     def test_a_process_that_comes_back_late_has_no_effect(self, subject: Subject) -> None:
         run(subject, processes.zombies)
 

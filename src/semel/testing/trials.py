@@ -385,7 +385,7 @@ def reborn(stand: Stand) -> None:
     """A new incarnation of the outbox counts its offsets from 0 again (S12, S16): its records have their effect, and
     the higher offsets of the former one, sent by a late owner, have none any more."""
     c = stand.contract
-    if not once(c) or c.identity in (Identity.OFFSET, Identity.EVENT_ID):
+    if not once(c) or c.identity in (Identity.OFFSET, Identity.EVENT_ID) or c.settlement is Settlement.DECIDED:
         raise NotTried(f"a repeat is recognised by {c.identity}: a new incarnation begins by a new position")
     connection = stand.connection()
     claim = stand.claim(connection)
