@@ -56,6 +56,8 @@ GUESTS: dict[str, set[str]] = {
     "sinks/objects_store.py": {"obstore"},
     "sinks/postgres_session.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},
+    "sinks/postgres_rows.py": {"psycopg"},
+    "sinks/postgres_two_phase_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
     "receiver/postgres.py": {"psycopg"},

@@ -38,6 +38,7 @@ IN_PROCESS: tuple[Trial, ...] = (
     trials.torn,
     trials.zombie,
     trials.reborn,
+    trials.undone,
     trials.deletes,
     trials.poison,
     trials.forgets,
@@ -98,6 +99,9 @@ class ContractTests:
 
     def test_a_new_incarnation_counts_from_the_start(self, subject: Subject) -> None:
         run(subject, trials.reborn)
+
+    def test_what_was_taken_back_is_not_taken_for_committed(self, subject: Subject) -> None:
+        run(subject, trials.undone)
 
     def test_deletes_are_ordered_with_writes(self, subject: Subject) -> None:
         run(subject, trials.deletes)

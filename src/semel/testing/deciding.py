@@ -21,7 +21,8 @@ class Decisions:
 
     owner: int = 0
     position: int = 0
-    decided: Attempt | None = None
+    cut: Attempt | None = None  # under way
+    decided: bool = False
 
 
 class Deciding:
@@ -53,19 +54,23 @@ class Deciding:
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def phases(self) -> TwoPhaseConnection:
+        """The connection itself."""
+        return self._connection
+
     def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
         self._log.owner += 1
         self._mine = self._log.owner
-        decided = self._log.decided
-        latest = decided or Attempt(self._log.position, self._mine - 1, ANY_END)
-        self._steps.reached(Step.SETTLE_BEFORE)
-        claim = self._connection.take_over(delivery, log, latest, decided is not None)
+        cut, decided = self._log.cut, self._log.decided
+        latest = cut or Attempt(self._log.position, self._mine - 1, ANY_END)
+        claim = self._connection.take_over(delivery, log, latest, decided)
         if isinstance(claim, Fenced):
             return NotDone(claim.reason)
         if isinstance(claim, Claim):
-            self._steps.reached(Step.SETTLE_AFTER)
-            if decided is not None:
-                self._log.position, self._log.decided = decided.end, None
+            if cut is not None and decided:
+                self._log.position = cut.end
+            self._log.cut, self._log.decided = None, False
             if claim.position not in (-1, self._log.position):
                 raise AssertionError(f"it holds up to {claim.position}, decided is up to {self._log.position}")
             claim = replace(claim, position=self._log.position)
@@ -78,6 +83,8 @@ class Deciding:
         if owns and end <= log.position:
             return Done()  # the log says so: the sink is never asked
         attempt = Attempt(start, self._mine, end)
+        if owns:
+            log.cut = attempt
         outcome = self._connection.prepare_cut(claim, attempt, run, rows)
         if outcome != Done():
             return outcome
@@ -85,11 +92,11 @@ class Deciding:
         if self._mine != log.owner:
             self._connection.abandon(claim, attempt)
             return Fenced("another owner has taken over the transactional id")
-        log.decided = attempt
+        log.decided = True
         self._steps.reached(Step.DECIDE_AFTER)
         self._steps.reached(Step.SINK_BEFORE)
         outcome = self._connection.commit_cut(claim, attempt)
         if outcome == Done():
             self._steps.reached(Step.SINK_AFTER)
-            log.position, log.decided, self._last = end, None, attempt
+            log.position, log.cut, log.decided, self._last = end, None, False, attempt
         return outcome
