@@ -60,6 +60,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_two_phase_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
+    "sinks/mariadb_two_phase_connection.py": {"pymysql"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }

@@ -148,13 +148,13 @@ def settling(prepared: list[Attempt], latest: Attempt, decided: bool) -> Settlin
     )
 
 
-def prefix(delivery: DeliveryId, where: str) -> str:
+def prefix(delivery: DeliveryId, where: str, bytes_max: int = NAME_BYTES_MAX) -> str:
     """What the names of all attempts of one delivery begin with; SinkError where they would be too long."""
     text = f"semel:{delivery.app}:{delivery.sink}:{delivery.partition}:"
     longest = len(text.encode()) + 2 * DIGITS + len("-:") + 10
-    if longest > NAME_BYTES_MAX:
+    if longest > bytes_max:
         raise SinkError(
-            f"{where}: the name of a prepared transaction would have {longest} bytes, {NAME_BYTES_MAX} are allowed: "
+            f"{where}: the name of a prepared transaction would have {longest} bytes, {bytes_max} are allowed: "
             "choose a shorter name for the app or the sink (name=)."
         )
     return text

@@ -1,4 +1,5 @@
-"""Orders into sinks that prepare: Postgres (TWO_PHASE_POSTGRES), each one and the latest per customer."""
+"""Orders into sinks that prepare: Postgres (TWO_PHASE_POSTGRES), each one and the latest per customer; MariaDB
+(TWO_PHASE_MARIADB), the latest per customer."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import os
 from msgspec import Struct
 
 from semel import App, Builder, Topic
-from semel.sinks import PostgresTwoPhase
+from semel.sinks import MariaDBTwoPhase, PostgresTwoPhase
 
 
 class Order(Struct, frozen=True):
@@ -24,6 +25,8 @@ def phases(b: Builder) -> None:
     if dsn := os.environ.get("TWO_PHASE_POSTGRES"):
         read.write(PostgresTwoPhase(dsn, "orders", name="each", seconds=0.1))
         read.write(PostgresTwoPhase(dsn, "latest", key="customer", name="latest", seconds=0.1))
+    if url := os.environ.get("TWO_PHASE_MARIADB"):
+        read.write(MariaDBTwoPhase(url, "latest", key="customer", name="mariadb", seconds=0.1))
 
 
 def some_orders() -> dict[Topic[str, Order], list[tuple[str, Order]]]:
