@@ -14,7 +14,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "semel"
 LINES_MAX = 600
 
-FLOOR = {"ports", "contract", "errors", "record"}
+FLOOR = {"ports", "steps", "contract", "errors", "record"}
 LOG = FLOOR | {"log"}
 BROKER = LOG | {"broker"}
 WIRE = BROKER | {"wire"}
@@ -26,8 +26,9 @@ ANY = HOST | {"sim", "verify", "proof", "testing", "console", "cli", "__init__"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "contract": ({"errors"}, {"msgspec"}),  # a row of a batch is made a million times: its Struct costs a fifth
-    "ports": ({"errors", "contract"}, set()),
-    "record": ({"errors", "ports", "contract"}, {"crc32c", "cramjam"}),
+    "steps": (set(), set()),
+    "ports": ({"errors", "contract", "steps"}, set()),
+    "record": ({"errors", "ports", "steps", "contract"}, {"crc32c", "cramjam"}),
     "log": (FLOOR, {"crc32c", "msgspec"}),
     "broker": (LOG, {"msgspec"}),
     "wire": (BROKER, {"kio"}),
@@ -61,8 +62,11 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_session.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},
     "sinks/postgres_appended_connection.py": {"psycopg"},
+    "sinks/postgres_rows.py": {"psycopg"},
+    "sinks/postgres_two_phase_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
+    "sinks/mariadb_two_phase_connection.py": {"pymysql"},
     "sources/files_parquet.py": {"pyarrow"},
     "sources/files_trial.py": {"pyarrow"},
     "receiver/postgres.py": {"psycopg"},
@@ -90,6 +94,7 @@ PURE = {
         *("__init__", "sink", "delivery", "cut_delivery", "cuts", "agreement", "operate", "group_position", "trouble"),
         *("origin", "keep", "truncation", "objects_form", "http"),
         "dedup",
+        "two_phase",
     },
     "sources": {"__init__", "source", "positions", "ingest", "files"},
     "receiver": {"__init__", "rules"},

@@ -262,6 +262,16 @@ class Claim:
     log: LogIdentity
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Attempt:
+    """One try to write a cut at a sink that prepares: what is prepared carries these numbers in its name, so nobody
+    settles another one's try under one name (FAULTS S17). Ordered: a later cut, or a later try of the same one."""
+
+    start: int
+    number: int  # 1 for the first; each take-over begins another
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Remembered:
     """What a sink remembers of one partition of a delivery, for those who operate it. `position`: the end of all that

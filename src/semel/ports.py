@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from semel.contract import Claim, Contract, DeliveryId, Kind, LogIdentity, Remembered, Row, SourceContract
+from semel.contract import Attempt, Claim, Contract, DeliveryId, Kind, LogIdentity, Remembered, Row, SourceContract
+from semel.steps import Step as Step
 
 Buffer = bytes | bytearray | memoryview
 Headers = Sequence[tuple[str, bytes | None]]
@@ -75,55 +75,6 @@ class Random(Protocol):
 
 
 # --- Steps ----------------------------------------------------------------------------------------------------
-
-
-class Step(StrEnum):
-    """The named steps of every protocol, where a process can be killed or stopped on purpose.
-
-    `SEMEL_KILL=step:n` kills the process (SIGKILL) when it reaches `step` for the n-th time,
-    `SEMEL_STOP=step:n` stops it (SIGSTOP); in production reaching a step does nothing.
-    """
-
-    TASKS_BEFORE = "tasks.before"  # partitions were assigned, nothing was asked of where they stand
-    # The worker, in the order of one transaction.
-    OUTPUT_BEFORE = "output.before"  # before the first output of a transaction is handed to the log
-    OUTPUT_AFTER = "output.after"  # all outputs handed over, offsets not yet sent
-    OFFSETS_BEFORE = "offsets.before"
-    OFFSETS_AFTER = "offsets.after"  # offsets are in the transaction, it is not decided
-    COMMIT_BEFORE = "commit.before"
-    COMMIT_AFTER = "commit.after"  # the log said: committed
-    # The broker (and the embedded log), in the order of one commit.
-    DECISION_BEFORE = "decision.before"  # EndTxn received, nothing in the journal
-    DECISION_AFTER = "decision.after"  # PREPARE is in the journal, no marker
-    MARKERS_BEFORE = "markers.before"
-    MARKERS_AFTER = "markers.after"  # the markers are in the journal, COMPLETE is not
-    SYNC_BEFORE = "sync.before"
-    SYNC_AFTER = "sync.after"  # durable, the reply has not left
-    # The delivery, in the order of one batch at a sink.
-    CLAIM_AFTER = "claim.after"  # the sink has named this delivery as the owner of a partition
-    BATCH_BEFORE = "batch.before"  # a batch was read, the sink's transaction is not begun
-    # … by cuts, where the sink holds no position: these, then sink.*, then position.* (in the delivery topic).
-    CUT_BEFORE = "cut.before"  # a cut is due, nobody else knows
-    CUT_AFTER = "cut.after"  # it is written down, no byte of it has left
-    OBJECT_BEFORE = "object.before"
-    OBJECT_AFTER = "object.after"  # the object is there, no manifest tells of it
-    ROWS_BEFORE = "rows.before"
-    ROWS_AFTER = "rows.after"  # rows written inside the sink's transaction, position not yet
-    POSITION_BEFORE = "position.before"
-    POSITION_AFTER = "position.after"
-    SINK_BEFORE = "sink.before"  # before the sink's COMMIT
-    SINK_AFTER = "sink.after"  # the sink has committed, nobody else knows
-    # The ingest of a source, in the order of one transaction.
-    INGEST_CLAIM = "ingest.claim"  # the log has named this ingest as the owner of a lane, its positions are read
-    INGEST_READ = "ingest.read"  # a portion was read from the source, nothing of it is written
-    INGEST_RECORDS = "ingest.records"  # its records are in the open transaction, its position is not
-    INGEST_POSITION = "ingest.position"  # both are in the transaction, it is not decided
-    INGEST_COMMIT = "ingest.commit"  # the log said: committed; the source has not heard of it
-    # Refusals: a superseded owner tried and was told no. Counted, so that a proof can say that it was tried.
-    LOG_FENCED = "fenced.log"  # the log refused this worker's transaction
-    SINK_FENCED = "fenced.sink"  # the sink refused this delivery's batch; by cuts: the log its cut or position
-    SOURCE_FENCED = "fenced.source"  # the log refused the transaction of a superseded ingest
-    SINK_STALE = "stale.sink"  # rows of this delivery's batch were as old as what the sink holds: without effect
 
 
 class Steps(Protocol):
@@ -405,23 +356,13 @@ V_contra = TypeVar("V_contra", contravariant=True)
 Kind_co = TypeVar("Kind_co", bound=Kind, covariant=True)
 
 
-class SinkConnection(Protocol):
+class Connection(Protocol):
     """A sink, opened by one delivery and used by one thread. It connects when first asked, and again after a
     loss. A sink that cannot be reached is NotDone; a difference that only a person can settle is a SinkError."""
 
     def prepare(self, value_type: object) -> Done | NotDone:
         """Creates what is missing and validates what is there against the type of the values (None: not
         known, what is there decides). Raises SinkError naming what differs, what it is and what is wanted."""
-        ...
-
-    def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
-        """Takes the delivery over: a higher epoch, and the position that the sink holds. What a former owner
-        left undecided is decided when this returns a Claim (law 9). NotDone names who is in the way."""
-        ...
-
-    def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
-        """Rows [start, end) and the new position, in one step of the sink. Raises RowRefused for a row that
-        the sink will never take; nothing was written then."""
         ...
 
     def notes(self) -> Sequence[str]:
@@ -441,6 +382,54 @@ class SinkConnection(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class SinkConnection(Connection, Protocol):
+    """A sink that takes rows in one step."""
+
+    def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
+        """Takes the delivery over: a higher epoch, and the position that the sink holds. What a former owner
+        left undecided is decided when this returns a Claim (law 9). NotDone names who is in the way."""
+        ...
+
+    def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
+        """Rows [start, end) and the new position, in one step of the sink. Raises RowRefused for a row that
+        the sink will never take; nothing was written then."""
+        ...
+
+
+class TwoPhaseConnection(Connection, Protocol):
+    """A sink that prepares, and commits what the log has decided (contract TwoPhase). The caller owns the delivery's
+    transactional id, and has read the decisions since it initialised it."""
+
+    def take_over(
+        self, delivery: DeliveryId, log: LogIdentity, latest: Attempt, decided: bool
+    ) -> Claim | NotDone | Fenced:
+        """Settles what former owners left, then takes the delivery over. `latest` is the last attempt that was written
+        down, and `decided` whether it is to be committed: then it is, now or before. Everything else of this delivery
+        that is not later is rolled back. Fenced: something later is prepared, so the caller has read too little;
+        that was not touched. The claim's position is the end of what the sink holds committed, -1 where it cannot
+        tell. With the claim nothing earlier is in doubt."""
+        ...
+
+    def prepare_cut(self, claim: Claim, attempt: Attempt, run: str, rows: Sequence[Row]) -> Outcome:
+        """Done: `commit_cut` of it will succeed, whoever calls it, whatever crashes in between; nobody sees it yet.
+        Raises RowRefused for a row that the sink will never take; nothing is prepared then."""
+        ...
+
+    def commit_cut(self, claim: Claim, attempt: Attempt) -> Outcome:
+        """What was prepared under this name is visible, as a whole; Done also when it was so before. Raises Diverged
+        when the sink holds it neither prepared nor committed."""
+        ...
+
+    def abandon(self, claim: Claim, attempt: Attempt) -> None:
+        """Rolls back our own attempt, of which the log said that it will never be decided. As far as it can be done:
+        the next owner does the rest."""
+        ...
+
+    def in_doubt(self) -> Sequence[str]:
+        """What is prepared here under this sink's names, by whomever; for people, and for `semel verify`."""
+        ...
 
 
 class Operated(Protocol):
@@ -499,7 +488,7 @@ class Sink(Protocol[V_contra, Kind_co]):
         """The same sink under tables (or names) of its own. For `semel verify`."""
         ...
 
-    def open(self, steps: Steps) -> SinkConnection: ...
+    def open(self, steps: Steps) -> SinkConnection | TwoPhaseConnection: ...
 
 
 # --- Source: where records enter the log --------------------------------------------------------------------------

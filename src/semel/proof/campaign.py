@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from semel.app import App
-from semel.contract import Mode, PositionIn
+from semel.contract import Mode, PositionIn, Settlement
 from semel.errors import UsageError
 from semel.host.ingesting import fed_topics
 from semel.ports import NotDone, Step
@@ -32,7 +32,19 @@ from semel.sinks import SQLite
 from semel.streams import graph as g
 from semel.verify import checkers
 from semel.verify.oracle import reckon, reckon_input, reckon_sink, untried
-from semel.verify.schedule import BROKER_STEPS, CUT_STEPS, SINK_STEPS, SOURCE_STEPS, WORKER_STEPS, Fault, Kind, schedule
+from semel.verify.schedule import (
+    BROKER_STEPS,
+    CUT_STEPS,
+    LEFT_IN_DOUBT,
+    PHASE_STEPS,
+    SETTLING,
+    SINK_STEPS,
+    SOURCE_STEPS,
+    WORKER_STEPS,
+    Fault,
+    Kind,
+    schedule,
+)
 from semel.verify.verdict import Output, Report
 from semel.verify.workload import workload
 
@@ -66,6 +78,7 @@ def steps_of(graph: g.Graph, on: str, mode: Mode = Mode.EXACTLY_ONCE) -> tuple[S
     broker = () if on.startswith("kafka://") else BROKER_STEPS
     steps = (*WORKER_STEPS, *broker, *(SINK_STEPS if graph.sinks else ()), *(CUT_STEPS if _by_cuts(graph) else ()))
     steps += SOURCE_STEPS if _fed(graph) else ()
+    steps += PHASE_STEPS if _in_phases(graph) else ()
     return steps if mode is Mode.EXACTLY_ONCE else tuple(step for step in steps if step not in COMMIT_STEPS)
 
 
@@ -75,6 +88,21 @@ def _fed(graph: g.Graph) -> bool:
 
 def _by_cuts(graph: g.Graph) -> bool:
     return any(sink.contract.position is PositionIn.DELIVERY_TOPIC for sink in graph.sinks.values())
+
+
+def _in_phases(graph: g.Graph) -> bool:
+    return any(sink.contract.settlement is Settlement.DECIDED for sink in graph.sinks.values())
+
+
+def _left(graph: g.Graph, sinks: Mapping[str, Any]) -> list[Output]:
+    """Of each sink that prepares, what is prepared and nobody has settled: an orphan (FAULTS S4, S5)."""
+    found = []
+    for name, (sink, connection) in sinks.items():
+        if sink.contract.settlement is Settlement.DECIDED:
+            left = tuple(connection.in_doubt())
+            told = tuple(f"left in doubt: {one}" for one in left)
+            found.append(Output(f"in doubt at {name}", "settled", 0, len(left), 0, 0, len(left), told))
+    return found
 
 
 def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
@@ -110,8 +138,8 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         world.prepare(given, slices=asked.crashes * 2 + 4)
         plan = schedule(
             dice, asked.crashes, workers=WORKERS, broker=broker is not None, sinks=bool(graph.sinks),
-            cuts=_by_cuts(graph), sources=_fed(graph), file_sinks=any(_is_file(s) for s in graph.sinks.values()),
-            directed=asked.directed,
+            cuts=_by_cuts(graph), phases=_in_phases(graph), sources=_fed(graph),
+            file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
         )  # fmt: skip
         for slot in range(WORKERS):
             command = semel_command(
@@ -158,6 +186,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         outputs = world.feeding.reckon(committed) + reckon_input(graph, world.given, committed)
         outputs += reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
+        outputs += _left(graph, sinks)
         outputs.append(checkers.monotonic("positions over time", world.history))
         stored = _stored(sinks)
         doubts = [*_doubts(graph, asked, storm, hits), *untried(graph, committed), *_never_stored_twice(sinks, stored)]
@@ -210,13 +239,16 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         given = workload(topics, _sample(app), _files(asked.inputs), dice)
         plan = schedule(
             dice, asked.crashes, workers=1, broker=True, sinks=bool(graph.sinks),
-            cuts=_by_cuts(graph), sources=_fed(graph), file_sinks=any(_is_file(s) for s in graph.sinks.values()),
-            directed=asked.directed,
+            cuts=_by_cuts(graph), phases=_in_phases(graph), sources=_fed(graph),
+            file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
         )  # fmt: skip
         # The broker's steps are this process's too; without a sink nobody could fence a zombie.
         faults = [f for f in (*plan.workers[0], *plan.broker) if f.kind is not Kind.ZOMBIE or graph.sinks]
         faults = [replace(f, kind=Kind.STEP) if f.kind in (Kind.HANDOVER, Kind.LATE) else f for f in faults]
         dice.shuffle(faults)
+        # Something is left in doubt for who is to be killed while it settles.
+        first = Fault(Kind.STEP, LEFT_IN_DOUBT)
+        faults = [one for f in faults for one in ((first, f) if f.step in SETTLING else (f,))]
         storm = EmbeddedStorm(
             folder,
             asked.app_file,
@@ -239,6 +271,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         outputs += reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
         stored = _stored(sinks)
+        outputs += _left(graph, sinks)
         return Report(
             app=app.name, on=asked.on, mode=asked.mode.value, seed=asked.seed, kills_worker=storm.kills_worker,
             kills_broker=0, zombies=storm.zombies, refused=storm.refused,

@@ -23,7 +23,16 @@ from enum import Enum, auto
 from semel.host.steps import arm
 from semel.ports import Step, TopicPartition
 from semel.proof.processes import STEPS, BrokerChild, Child, ProofError
-from semel.verify.schedule import DELIVERY_STEPS, SOURCE_STEPS, TAKEN_OVER, Fault, Kind, Schedule
+from semel.verify.schedule import (
+    DELIVERY_STEPS,
+    LEFT_IN_DOUBT,
+    SETTLING,
+    SOURCE_STEPS,
+    TAKEN_OVER,
+    Fault,
+    Kind,
+    Schedule,
+)
 
 POLL_S = 0.02
 WARM_S = 4.0  # a process that commits nothing for this long is a target all the same
@@ -68,6 +77,7 @@ class Slot:
     heir: Slot | None = None  # killed as its successor
     tries: int = 0
     passed_on: int = 0
+    settled: int = -1  # how often it had reached the step of its settlement when something was to be left in doubt
 
 
 @dataclass
@@ -313,6 +323,9 @@ class Storm:
                 slot.child.kill()
                 self._count(slot, fault=False)
                 slot.child.start()
+            if slot.fault.step in SETTLING:
+                slot.settled = slot.child.hit(slot.fault.step)
+                arm(slot.child.armed, LEFT_IN_DOUBT, signal.SIGKILL)
 
     def _disarm(self, child: Child) -> None:
         for step in STEPS:
@@ -339,6 +352,14 @@ class Storm:
             slot.since = time.monotonic()
             return
         fault = slot.fault
+        if fault is not None and fault.step in SETTLING and slot.child.hit(fault.step) == slot.settled:
+            # It has left something in doubt: now it takes over from itself, if its heir is not quicker.
+            arm(slot.child.armed, LEFT_IN_DOUBT, 0)
+            self._count(slot, fault=False)
+            slot.settled = -1
+            slot.child.start()
+            slot.since = time.monotonic()
+            return
         if fault is not None:
             self._strike(fault)
         self._count(slot)

@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient
 from semel.host.cluster import ClusterLog
 from semel.host.kafka_columns import columns, ends_of, split
 from semel.ports import (
+    Connection,
     Headers,
     Log,
     LogLost,
@@ -27,7 +28,6 @@ from semel.ports import (
     NoSteps,
     Records,
     Sink,
-    SinkConnection,
     TopicPartition,
 )
 from semel.proof.feeding import Feeding
@@ -377,9 +377,9 @@ def _rows(records: Records) -> list[Row]:
     ]
 
 
-def sink_connections(graph: g.Graph, prefix: str) -> dict[str, tuple[Sink[Any, Any], SinkConnection]]:
+def sink_connections(graph: g.Graph, prefix: str) -> dict[str, tuple[Sink[Any, Any], Connection]]:
     """The run's own tables: each sink renamed by the prefix, as the workers do it."""
-    found = {}
+    found: dict[str, tuple[Sink[Any, Any], Connection]] = {}
     for name, sink in graph.sinks.items():
         own = sink.renamed(prefix)
         found[name] = (own, own.open(NoSteps()))

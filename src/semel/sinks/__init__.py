@@ -3,10 +3,23 @@
 from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
+from semel.sinks.mariadb_two_phase import MariaDBTwoPhase
 from semel.sinks.objects import Objects
 from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_appended import PostgresAppended
+from semel.sinks.postgres_two_phase import PostgresTwoPhase
 from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["HTTP", "Lines", "MariaDB", "Objects", "Postgres", "PostgresAppended", "PostgresVersioned", "SQLite"]
+__all__ = [
+    "HTTP",
+    "Lines",
+    "MariaDB",
+    "MariaDBTwoPhase",
+    "Objects",
+    "Postgres",
+    "PostgresAppended",
+    "PostgresTwoPhase",
+    "PostgresVersioned",
+    "SQLite",
+]

@@ -48,12 +48,7 @@ def agreed(
                 f"{topic} knows of no delivery: the log was put back, or that topic was made anew. {CHOICE}"
             )
         return Progress(incarnation, here.topic_id, here.partitions, 0, "")
-    if (found.topic_id, found.partitions) != (here.topic_id, here.partitions):
-        raise Diverged(
-            f"{place}: its positions are of another topic {outbox} (id {found.topic_id or 'unknown'}, "
-            f"{found.partitions} partitions; now {here.topic_id or 'unknown'}, {here.partitions}): it was "
-            f"re-created. {CHOICE}"
-        )
+    same_topic(place, outbox, found, here)
     bound = found.position if found.cut is None else found.cut.end
     if position > bound:
         raise Diverged(
@@ -72,10 +67,23 @@ def agreed(
             f"declared as {form} now: its records could be there twice. Start the app once as it was, until "
             "the cut is done, then change it."
         )
-    if found.cut is not None and log.ends([at])[at] < found.cut.end:
-        raise Diverged(
-            f"{place}: the cut [{found.cut.start}, {found.cut.end}) of {outbox} is under way, and the log "
-            f"ends before it: it went back (a backup put back, a tail lost in a power cut). {CHOICE}"
-        )
+    not_past_the_end(place, log, at, found)
     # Of a cut that the sink knows nothing of, no byte has left: a record that it refused in the former form, say.
     return found if found.cut is None else replace(found, cut=replace(found.cut, form=form))
+
+
+def same_topic(place: str, outbox: str, found: Progress, here: LogIdentity) -> None:
+    if (found.topic_id, found.partitions) != (here.topic_id, here.partitions):
+        raise Diverged(
+            f"{place}: its positions are of another topic {outbox} (id {found.topic_id or 'unknown'}, "
+            f"{found.partitions} partitions; now {here.topic_id or 'unknown'}, {here.partitions}): it was "
+            f"re-created. {CHOICE}"
+        )
+
+
+def not_past_the_end(place: str, log: Log, at: TopicPartition, found: Progress) -> None:
+    if found.cut is not None and log.ends([at])[at] < found.cut.end:
+        raise Diverged(
+            f"{place}: the cut [{found.cut.start}, {found.cut.end}) of {at.topic} is under way, and the log "
+            f"ends before it: it went back (a backup put back, a tail lost in a power cut). {CHOICE}"
+        )

@@ -8,7 +8,9 @@ Invariants: no byte of a cut leaves before the cut is committed; between initial
 decision rests on anything but what the delivery topic said then, and what this owner has committed since; a superseded
 owner can decide nothing, and what it still sends is the same bytes under the same names. An unknown, refused or failed
 transaction ends the claim, and the next one initialises and reads again (FAULTS S3, S8). A failure of the sink does
-not: the same cut is sent again, because it is the same cut whoever sends it.
+not: the same cut is sent again, because it is the same cut whoever sends it. At a sink that prepares (`two_phase.py`) a
+failure before the decision ends the claim, too: what is prepared is settled, and prepared anew under another number;
+after the decision the same commit is asked for again.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from msgspec.structs import replace
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Row, Settlement
 from semel.ports import (
     Done,
     Fenced,
@@ -28,18 +30,21 @@ from semel.ports import (
     NewTopic,
     NoSteps,
     NotDone,
+    Outcome,
     Owner,
     Owners,
     Records,
     Sink,
+    SinkConnection,
     Step,
     Steps,
     TopicInfo,
     TopicPartition,
+    TwoPhaseConnection,
     Unknown,
 )
-from semel.sinks import cuts, group_position, keep, origin
-from semel.sinks.agreement import CHOICE, agreed
+from semel.sinks import cuts, group_position, keep, origin, two_phase
+from semel.sinks.agreement import CHOICE, agreed, not_past_the_end, same_topic
 from semel.sinks.cuts import Cut, Progress, Rule, Undecided
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.trouble import Trouble, pause_ms
@@ -68,6 +73,7 @@ class _Lane:
     failures: int = 0
     told: int = -1  # the group's offset
     moments: list[keep.Moment] | None = None  # None: not read yet
+    strange: tuple[Progress | None] | None = None  # what was read when the sink knew of something later (TwoPhase)
 
     def empty(self, next: int) -> None:
         self.rows.clear()
@@ -111,7 +117,8 @@ class CutDelivery:
         self._form: str = getattr(sink, "form", "")
         self._steps = steps or NoSteps()
         self._say = say
-        self._connection = sink.open(self._steps)
+        self._decides = sink.contract.settlement is Settlement.DECIDED
+        self._connection: SinkConnection | TwoPhaseConnection = sink.open(self._steps)
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._known: Mapping[str, TopicInfo] = {}
         self._runs: Mapping[int, str] = {}
@@ -252,10 +259,16 @@ class CutDelivery:
             found = cuts.read_progress(self._log, lane.decisions)
         except Undecided as why:
             return self._later(lane, str(why))
-        claim = self._connection.claim(delivery, here)
+        if self._decides:
+            claim = self._settled(lane, delivery, found, here)
+        else:
+            claim = cast(SinkConnection, self._connection).claim(delivery, here)
         if isinstance(claim, NotDone):
             return self._later(lane, claim.reason)
-        progress = self._agreed(lane, claim, found, here)
+        if self._decides:
+            progress = two_phase.resumed(claim, found, here, self._place(lane))
+        else:
+            progress = self._agreed(lane, claim, found, here)
         origin.validate(self._log, lane.at, progress.position, progress.mark, self._runs, self._sink.where)
         self._steps.reached(Step.CLAIM_AFTER)
         if found is not None and progress.cut != found.cut and not self._written_down(lane, progress):
@@ -265,6 +278,32 @@ class CutDelivery:
         self._log.seek(lane.at, progress.position)
         self._log.resume([lane.at])
         return None
+
+    def _place(self, lane: _Lane) -> str:
+        return f"{self._sink.where}, partition {lane.at.partition}"
+
+    def _settled(self, lane: _Lane, delivery: DeliveryId, found: Progress | None, here: LogIdentity) -> Claim | NotDone:
+        """At a sink that prepares: what former owners left is settled by what the log says, if it is the log of theirs.
+        First, so that nothing of theirs is in the way of the claim."""
+        if found is not None:
+            same_topic(self._place(lane), self._outbox, found, here)
+            origin.validate(self._log, lane.at, found.position, found.mark, self._runs, self._sink.where)
+            not_past_the_end(self._place(lane), self._log, lane.at, found)
+        in_doubt = found is not None and found.cut is not None
+        if in_doubt:
+            self._steps.reached(Step.SETTLE_BEFORE)
+        claim = cast(TwoPhaseConnection, self._connection).take_over(delivery, here, *two_phase.latest(found))
+        if isinstance(claim, Fenced):
+            self._steps.reached(Step.SINK_FENCED)
+            if lane.strange == (found,):
+                raise two_phase.stranger(claim.reason, self._place(lane))
+            lane.strange = (found,)
+            return NotDone(claim.reason)
+        if isinstance(claim, Claim):
+            lane.strange = None
+            if in_doubt:
+                self._steps.reached(Step.SETTLE_AFTER)
+        return claim
 
     def _agreed(self, lane: _Lane, claim: Claim, found: Progress | None, here: LogIdentity) -> Progress:
         return agreed(self._log, self._sink, lane.at, claim.incarnation, claim.position, found, here)
@@ -303,8 +342,14 @@ class CutDelivery:
         return True
 
     def _written_down(self, lane: _Lane, progress: Progress) -> bool:
+        return self._concluded(lane, progress, self._append(lane, progress))
+
+    def _append(self, lane: _Lane, progress: Progress) -> Outcome:
         assert lane.owner is not None
-        match lane.owner.append(lane.decisions, cuts.encoded(progress), self._now_ms):
+        return lane.owner.append(lane.decisions, cuts.encoded(progress), self._now_ms)
+
+    def _concluded(self, lane: _Lane, progress: Progress, outcome: Outcome) -> bool:
+        match outcome:
             case Done():
                 lane.progress = progress
                 return True
@@ -322,9 +367,17 @@ class CutDelivery:
         count = bisect_left(lane.rows, cut.end, key=lambda row: row.offset)
         rows = lane.rows[:count]
         self._check_same(lane, cut, rows)
-        self._steps.reached(Step.SINK_BEFORE)
         try:
-            outcome = self._connection.write(claim, cut.start, cut.end, cut.mark, rows)
+            if self._decides:
+                if not cut.decided and not self._prepare(lane, progress, claim, rows):
+                    return 0
+                progress = lane.progress or progress
+                self._steps.reached(Step.SINK_BEFORE)
+                outcome = cast(TwoPhaseConnection, self._connection).commit_cut(claim, two_phase.attempt_of(cut))
+            else:
+                self._steps.reached(Step.SINK_BEFORE)
+                write = cast(SinkConnection, self._connection).write
+                outcome = write(claim, cut.start, cut.end, cut.mark, rows)
         except RowRefused as why:
             raise SinkError(
                 f"{self._sink.where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: "
@@ -337,13 +390,7 @@ class CutDelivery:
                 self._retry(lane, reason)
                 return 0
             case Fenced(reason):
-                self._steps.reached(Step.SINK_FENCED)
-                if self._sole_owner:
-                    raise SinkError(
-                        f"{reason}. Another process has taken over the delivery of {lane.at.topic}, and "
-                        f"{self._log.name} has one owner: is a copy of this folder in use? End one of the two."
-                    )
-                self._later(lane, reason, FENCED_MS)
+                self._fenced(lane, reason)
                 return 0
         self._steps.reached(Step.SINK_AFTER)
         self._steps.reached(Step.POSITION_BEFORE)
@@ -358,6 +405,38 @@ class CutDelivery:
             self._log.resume([lane.at])
         self._trouble.mended(lane.at)
         return count
+
+    def _prepare(self, lane: _Lane, progress: Progress, claim: Claim, rows: Sequence[Row]) -> bool:
+        """The sink holds the cut prepared, and the log has decided that it shall be committed. False: the claim has
+        ended; the next one settles what is there."""
+        assert progress.cut is not None
+        attempt = two_phase.attempt_of(progress.cut)
+        connection = cast(TwoPhaseConnection, self._connection)
+        match connection.prepare_cut(claim, attempt, progress.cut.mark, rows):
+            case NotDone(reason) | Unknown(reason):
+                self._later(lane, reason)
+                return False
+            case Fenced(reason):
+                self._fenced(lane, reason)
+                return False
+        self._steps.reached(Step.DECIDE_BEFORE)
+        outcome = self._append(lane, two_phase.decided(progress))
+        if isinstance(outcome, NotDone | Fenced):
+            # The log refused it, so this number will never be decided: nobody else has it.
+            connection.abandon(claim, attempt)
+        if not self._concluded(lane, two_phase.decided(progress), outcome):
+            return False
+        self._steps.reached(Step.DECIDE_AFTER)
+        return True
+
+    def _fenced(self, lane: _Lane, reason: str) -> None:
+        self._steps.reached(Step.SINK_FENCED)
+        if self._sole_owner:
+            raise SinkError(
+                f"{reason}. Another process has taken over the delivery of {lane.at.topic}, and "
+                f"{self._log.name} has one owner: is a copy of this folder in use? End one of the two."
+            )
+        self._later(lane, reason, FENCED_MS)
 
     def _check_same(self, lane: _Lane, cut: Cut, rows: Sequence[Row]) -> None:
         """The records of a cut are those that it was decided of."""

@@ -27,13 +27,14 @@ TAIL = 256  # offsets that are read first
 UNDECIDED_MAX = 100  # tenths of a second that an open transaction of somebody else is waited for
 
 
-class Cut(msgspec.Struct, frozen=True):
+class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
     start: int
     end: int
     records: int
     attempt: int  # of a sink that prepares (TwoPhase): each take-over begins another; 1 elsewhere
     mark: str  # of its last record (origin.Mark): a replay must find the same
     form: str  # how the sink writes it: a replay in another form would be another object
+    decided: bool = False  # of a sink that prepares: this attempt is prepared, and shall be committed
 
 
 class Progress(msgspec.Struct, frozen=True):

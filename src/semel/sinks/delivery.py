@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from semel.contract import Accept, AtMostOnce, Atomicity, Claim, DeliveryId, LogIdentity, PositionIn, Row
 from semel.ports import (
@@ -26,6 +26,7 @@ from semel.ports import (
     Outcome,
     Records,
     Sink,
+    SinkConnection,
     Step,
     Steps,
     TopicInfo,
@@ -96,7 +97,7 @@ class Delivery:
         self._remembers = sink.contract.position is PositionIn.SINK
         self._steps = steps or NoSteps()
         self._say = say
-        self._connection = sink.open(self._steps)
+        self._connection = cast(SinkConnection, sink.open(self._steps))
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._known: Mapping[str, TopicInfo] = {}
         self._runs: Mapping[int, str] = {}

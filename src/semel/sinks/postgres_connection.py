@@ -15,16 +15,16 @@ from psycopg import sql
 from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks.columns import Column, canonical_row, decode
-from semel.sinks.postgres_session import Asked, PostgresSession, brief, copy_text, each, is_refusal, names
+from semel.sinks.postgres_rows import refuse
+from semel.sinks.postgres_rows import write as write_rows
+from semel.sinks.postgres_session import Asked, PostgresSession, brief, is_refusal, names
 from semel.sinks.postgres_types import POSTGRES, converts
-from semel.sinks.rows import Delete, Shape, Upsert, by_column, by_row, split
+from semel.sinks.rows import Delete, Shape, Upsert, split
 from semel.sinks.schema import created, judged
 from semel.sinks.sink import RowRefused, SinkError
 
 if TYPE_CHECKING:
     from semel.sinks.postgres import Postgres
-
-COPY_ROWS_MIN = 100  # below this, statements in a pipeline are quicker than COPY and a merge
 
 
 class PostgresConnection:
@@ -36,6 +36,11 @@ class PostgresConnection:
         self._session = PostgresSession(sink, self._judge)
         self._notes: list[str] = []
         self._table, self._control = self._session.table, self._session.control
+
+    @property
+    def session(self) -> PostgresSession:
+        """For a connection that writes the same rows under another contract."""
+        return self._session
 
     def _connected(self) -> psycopg.Connection[Any]:
         return self._session.connected()
@@ -96,7 +101,7 @@ class PostgresConnection:
         except psycopg.Error as why:
             self._session.rolled_back()
             if is_refusal(why):
-                self._refuse(connection, upserts, deletes, why)
+                refuse(self._session, connection, self._sink.where, upserts, deletes, why)
             return self._session.not_done(why)
         if fenced is not None:
             return fenced
@@ -133,7 +138,8 @@ class PostgresConnection:
             who,
         )
         self._steps.reached(Step.ROWS_BEFORE)
-        self._rows(connection, upserts, deletes)
+        assert self._session.shape is not None
+        write_rows(connection, self._table, self._session.shape, upserts, deletes, temporary=True)
         self._steps.reached(Step.ROWS_AFTER)
         self._steps.reached(Step.POSITION_BEFORE)
         moved = connection.execute(
@@ -155,71 +161,6 @@ class PostgresConnection:
         connection.rollback()
         said = "its position is gone" if there is None else "epoch {}, position {}, held by {}".format(*there)
         return Fenced(f"{self._sink.where}: {said}; ours was epoch {claim.epoch}, position {start}")
-
-    def _rows(self, connection: psycopg.Connection[Any], upserts: Sequence[Upsert], deletes: Sequence[Delete]) -> None:
-        """All rows of a batch, inside the caller's transaction. Each key is in one of the two, once."""
-        shape = self._session.shape
-        assert shape is not None
-        key, fields = shape.key, [column.name for column in shape.columns]
-        columns = names(fields)
-        if deletes:
-            match = sql.SQL(" AND ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name in key or ())
-            query = sql.SQL("DELETE FROM {} WHERE {}").format(self._table, match)
-            each(connection, query, [one.key for one in deletes])
-        if not upserts:
-            return
-        merge = (
-            sql.SQL("") if key is None else sql.SQL(" ON CONFLICT ({}) DO ").format(names(key)) + _update(fields, key)
-        )
-        if len(upserts) < COPY_ROWS_MIN:
-            places = sql.SQL(", ").join(sql.Placeholder() * len(fields))
-            insert = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(self._table, columns, places) + merge
-            each(connection, insert, list(by_row(upserts)))
-            return
-        target: sql.Composable = self._table
-        if key is not None:
-            target = sql.Identifier("pg_temp", "semel_batch")
-            connection.execute(
-                sql.SQL(
-                    "CREATE TEMP TABLE IF NOT EXISTS semel_batch ON COMMIT DELETE ROWS AS "
-                    "SELECT {} FROM {} WITH NO DATA"
-                ).format(columns, self._table)
-            )
-        with (
-            connection.cursor() as cursor,
-            cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(target, columns)) as copy,
-        ):
-            copy.write(copy_text(by_column(upserts)))
-        if key is not None:
-            connection.execute(
-                sql.SQL("INSERT INTO {} ({c}) SELECT {c} FROM pg_temp.semel_batch").format(self._table, c=columns)
-                + merge
-            )
-
-    def _refuse(
-        self,
-        connection: psycopg.Connection[Any],
-        upserts: Sequence[Upsert],
-        deletes: Sequence[Delete],
-        why: psycopg.Error,
-    ) -> None:
-        """Finds the row that the server refuses by trying each alone, in a transaction that is rolled back, and
-        raises RowRefused. Returns when each alone is accepted."""
-        try:
-            connection.execute("BEGIN")
-            for delete in deletes:
-                offset = delete.offset
-                self._rows(connection, [], [delete])
-            for upsert in upserts:
-                offset = upsert.offset
-                self._rows(connection, [upsert], [])
-        except psycopg.Error as refusal:
-            self._session.rolled_back()
-            if is_refusal(refusal):
-                raise RowRefused(brief(refusal), offset) from None
-            return
-        self._session.rolled_back()
-        raise SinkError(f"{self._sink.where} refuses a batch each of whose rows it accepts alone: {brief(why)}.")
 
     # --- for `semel sink` -----------------------------------------------------------------------------------------
 
@@ -247,12 +188,3 @@ class PostgresConnection:
             raise SinkError(f"{self._sink.where}: semel removes only tables that it has named itself.")
         connection = self._connected()
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}, {}").format(self._table, self._control))
-
-
-def _update(fields: Sequence[str], key: Sequence[str]) -> sql.Composable:
-    others = [name for name in fields if name not in key]
-    if not others:
-        return sql.SQL("NOTHING")
-    return sql.SQL("UPDATE SET ") + sql.SQL(", ").join(
-        sql.SQL("{c} = excluded.{c}").format(c=sql.Identifier(name)) for name in others
-    )

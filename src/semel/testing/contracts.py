@@ -39,6 +39,7 @@ IN_PROCESS: tuple[Trial, ...] = (
     trials.torn,
     trials.zombie,
     trials.reborn,
+    trials.undone,
     trials.deletes,
     trials.poison,
     trials.forgets,
@@ -103,6 +104,9 @@ class ContractTests:
     def test_a_new_incarnation_counts_from_the_start(self, subject: Subject) -> None:
         run(subject, trials.reborn)
 
+    def test_what_was_taken_back_is_not_taken_for_committed(self, subject: Subject) -> None:
+        run(subject, trials.undone)
+
     def test_deletes_are_ordered_with_writes(self, subject: Subject) -> None:
         run(subject, trials.deletes)
 
@@ -117,6 +121,9 @@ class ContractTests:
 
     def test_killed_at_every_step_twice(self, subject: Subject) -> None:
         run(subject, processes.crashes)
+
+    def test_killed_while_it_settles_what_another_left(self, subject: Subject) -> None:
+        run(subject, processes.in_doubt)
 
     def test_a_process_that_comes_back_late_has_no_effect(self, subject: Subject) -> None:
         run(subject, processes.zombies)

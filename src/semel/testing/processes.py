@@ -15,12 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from semel.contract import Fence, PositionIn, Settlement
 from semel.host.steps import read_counters
-from semel.ports import Step
+from semel.ports import NoSteps, Step, TwoPhaseConnection
 from semel.testing.child import OFFSETS
-from semel.testing.subject import NotTried, Stand
+from semel.testing.subject import Entry, NotTried, Stand
 from semel.testing.trials import once, stored
 
 RECORDS = 400
@@ -120,6 +121,8 @@ def _steps_of(stand: Stand) -> dict[Step, int]:
         wanted += [Step.POSITION_BEFORE, Step.POSITION_AFTER]
     if stand.contract.remembers_position or stand.contract.settlement in (Settlement.DECIDED, Settlement.ROLLED_BACK):
         wanted += [Step.SINK_BEFORE, Step.SINK_AFTER]
+    if stand.contract.settlement is Settlement.DECIDED:
+        wanted += [Step.PREPARE_BEFORE, Step.PREPARE_AFTER, Step.DECIDE_BEFORE, Step.DECIDE_AFTER]
     for step in wanted:
         stand.require(counted[step] > 0, f"it never reaches {step}: nobody can be killed there, so nothing is known")
     return {step: n for step, n in counted.items() if n and step.partition(".")[0] not in NOT_OURS}
@@ -143,6 +146,28 @@ def _all_there(stand: Stand, when: str) -> None:
         return stand.holds(when, stand.entries(RECORDS))
     missing = set(stand.expected(stand.entries(RECORDS))) - set(stand.read())
     return stand.require(not missing, f"{when}, {len(missing)} records are missing: {sorted(missing)[:5]}")
+
+
+def in_doubt(stand: Stand) -> None:
+    """Killed with a cut prepared, and with one decided (S4, S5); who takes over is killed before it has settled that,
+    and after; so is the next one. The last one finishes: each record is there once, and nothing is left prepared."""
+    if stand.contract.settlement is not Settlement.DECIDED:
+        raise NotTried("it prepares nothing")
+    with processes(stand) as runs:
+        for left in (Step.ROWS_AFTER, Step.PREPARE_AFTER, Step.DECIDE_AFTER, Step.SINK_AFTER):
+            for settling in (Step.SETTLE_BEFORE, Step.SETTLE_AFTER):
+                runs.ends(runs.start(SEMEL_KILL=f"{left}:1"), -signal.SIGKILL, f"a process to be killed at {left}")
+                child = runs.start(SEMEL_KILL=f"{settling}:1")
+                runs.ends(child, -signal.SIGKILL, f"who takes over from it, to be killed at {settling},")
+        runs.ends(runs.start(), 0, "the last process")
+    stand.holds("after kills while a former owner's cut is settled", stand.entries(RECORDS))
+    connection = cast(TwoPhaseConnection, stand.sink.open(NoSteps()))
+    try:
+        connection.prepare(Entry)
+        left_there = list(connection.in_doubt())
+    finally:
+        connection.close()
+    stand.require(not left_there, f"left in doubt: {', '.join(left_there)}")
 
 
 def zombies(stand: Stand) -> None:
@@ -181,7 +206,8 @@ def paused(stand: Stand) -> None:
 
 def _inside(stand: Stand) -> list[Step]:
     reached = _steps_of(stand)
-    return [s for s in (Step.ROWS_AFTER, Step.POSITION_AFTER, Step.SINK_BEFORE) if s in reached]
+    inside = (Step.ROWS_AFTER, Step.PREPARE_AFTER, Step.POSITION_AFTER, Step.SINK_BEFORE)
+    return [s for s in inside if s in reached]
 
 
 def _paused_at(stand: Stand, step: Step, within_s: float) -> None:
@@ -204,4 +230,4 @@ def _paused_at(stand: Stand, step: Step, within_s: float) -> None:
         apart.removed()
 
 
-TRIALS: tuple[Callable[[Stand], None], ...] = (crashes, zombies, paused)
+TRIALS: tuple[Callable[[Stand], None], ...] = (crashes, in_doubt, zombies, paused)

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from unittest import SkipTest
 
 import msgspec
 
-from semel.contract import Claim, Contract, DeliveryId, LogIdentity, PositionIn, Row
-from semel.ports import Done, Outcome, Sink, SinkConnection, Step, Steps
+from semel.contract import Claim, Contract, DeliveryId, LogIdentity, PositionIn, Row, Settlement
+from semel.ports import Done, Outcome, Sink, SinkConnection, Step, Steps, TwoPhaseConnection
+from semel.testing.deciding import Deciding, Decisions
 
 LOG = LogIdentity("the-kits-topic", 1)
 RUN = "0 1 - 00000000"  # what stands beside a position; a real delivery writes its mark there
@@ -121,6 +122,7 @@ class Stand:
         self.sink = subject.make(subject.address, self.suffix)
         self._open: list[SinkConnection] = []
         self._epochs = itertools.count(1)
+        self._decisions = Decisions()
 
     @property
     def contract(self) -> Contract:
@@ -156,7 +158,10 @@ class Stand:
 
     def connection(self, steps: Steps | None = None, address: str | None = None) -> SinkConnection:
         sink = self.sink if address is None else self.subject.make(address, self.suffix)
-        made = sink.open(steps or Counting())
+        steps = steps or Counting()
+        made = cast(SinkConnection, sink.open(steps))
+        if self.contract.settlement is Settlement.DECIDED:
+            made = Deciding(cast(TwoPhaseConnection, made), steps, self._decisions)
         self._open.append(made)
         self.require(made.prepare(Entry) == Done(), "prepare is not done on a system that serves")
         return made
@@ -168,6 +173,8 @@ class Stand:
             raise Refused(f"{self.trial}: a claim that nobody is in the way of is not done: {claim}")
         if self.contract.position is PositionIn.SINK:
             return claim
+        if self.contract.settlement is Settlement.DECIDED:  # its epoch is the sink's
+            return replace(claim, position=position)
         return replace(claim, position=position, epoch=max(claim.epoch, next(self._epochs)))
 
     def write(self, connection: SinkConnection, claim: Claim, rows: Sequence[Row]) -> Outcome:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from msgspec import structs
 
 from semel.contract import (
     Atomicity,
+    Attempt,
     Claim,
     Contract,
     Fence,
@@ -28,6 +29,7 @@ from semel.contract import (
 from semel.guarantees.rules import lowered
 from semel.ports import Done, Fenced, NotDone, Outcome, SinkConnection, Step, Unknown
 from semel.sinks.sink import Diverged, RowRefused, SinkError
+from semel.testing.deciding import Deciding
 from semel.testing.subject import LOG, RUN, Counting, Crashed, NotTried, Stand
 
 Trial = Callable[[Stand], None]
@@ -415,7 +417,7 @@ def reborn(stand: Stand) -> None:
     """A new incarnation of the outbox counts its offsets from 0 again (S12, S16): its records have their effect, and
     the higher offsets of the former one, sent by a late owner, have none any more."""
     c = stand.contract
-    if not once(c) or c.identity is Identity.OFFSET:
+    if not once(c) or c.identity in (Identity.OFFSET, Identity.EVENT_ID) or c.settlement is Settlement.DECIDED:
         raise NotTried(f"a repeat is recognised by {c.identity}: a new incarnation begins by a new position")
     connection = stand.connection()
     claim = stand.claim(connection)
@@ -428,6 +430,40 @@ def reborn(stand: Stand) -> None:
     stand.holds("after a new incarnation began at offset 0", former, again)
     stand.write(connection, replace(claim, position=0), former)
     stand.holds("after a late batch of the former incarnation", former, again)
+
+
+def undone(stand: Stand) -> None:
+    """What was prepared is committed or taken back, and asked again the sink tells which: it may answer a second commit
+    as it answers one after a rollback (S4). What was taken back and then decided is a matter for a person."""
+    if stand.contract.settlement is not Settlement.DECIDED:
+        raise NotTried("it prepares nothing")
+    connection = stand.connection()
+    phases = cast(Deciding, connection).phases
+    claim = stand.claim(connection)
+    batch = stand.entries(10)
+    for number, takes_back in ((1, True), (2, False)):
+        attempt = Attempt(0, number, 10)
+        outcome = phases.prepare_cut(claim, attempt, RUN, batch)
+        stand.require(outcome == Done(), f"a cut that nothing hinders is not prepared: {outcome}")
+        stand.holds("after a cut was prepared and not decided")
+        stand.require(len(phases.in_doubt()) == 1, f"in doubt is one attempt, it names {list(phases.in_doubt())}")
+        if takes_back:
+            phases.abandon(claim, attempt)
+            stand.require(not phases.in_doubt(), f"it was taken back, and is in doubt: {list(phases.in_doubt())}")
+            try:
+                outcome = phases.commit_cut(claim, attempt)
+            except Diverged:
+                pass
+            else:
+                stand.require(False, f"a commit of what was taken back is {outcome}")
+            stand.holds("after a commit of what was taken back")
+            continue
+        for _ in range(2):
+            outcome = phases.commit_cut(claim, attempt)
+            stand.require(outcome == Done(), f"a commit, or the same one again, is {outcome}")
+            stand.holds("after the commit", batch)
+        phases.abandon(claim, attempt)
+        stand.holds("after what was committed was to be taken back", batch)
 
 
 def deletes(stand: Stand) -> None:

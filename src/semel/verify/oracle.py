@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from semel.ports import Headers, Position, Records, SinkConnection, TopicPartition, Write
+from semel.ports import Connection, Headers, Position, Records, TopicPartition, Write
 from semel.streams import graph as g
 from semel.streams.state import MemoryStore
 from semel.streams.task import Task, TaskId, compile_graph
@@ -171,7 +171,7 @@ def reckon_source(topic: str, rows: Sequence[tuple[bytes | None, bytes | None]],
     return replace(found, wrong=len(astray), examples=examples)
 
 
-def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: SinkConnection) -> Output:
+def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Connection) -> Output:
     """f(committed outbox) = sink (law 7): for rows that are appended the multiset of all, for rows with a key the last
     value per key."""
     sink = graph.sinks[name]

@@ -48,7 +48,18 @@ SOURCE_STEPS = (
 )
 # Of a delivery by cuts, besides.
 CUT_STEPS = (Step.CUT_BEFORE, Step.CUT_AFTER)
-DELIVERY_STEPS = SINK_STEPS + CUT_STEPS
+# Of one to a sink that prepares, besides; those of a settlement come when a former owner has left something in doubt.
+PHASE_STEPS = (
+    Step.PREPARE_BEFORE,
+    Step.PREPARE_AFTER,
+    Step.DECIDE_BEFORE,
+    Step.DECIDE_AFTER,
+    Step.SETTLE_BEFORE,
+    Step.SETTLE_AFTER,
+)
+DELIVERY_STEPS = SINK_STEPS + CUT_STEPS + PHASE_STEPS
+SETTLING = (Step.SETTLE_BEFORE, Step.SETTLE_AFTER)
+LEFT_IN_DOUBT = Step.DECIDE_AFTER  # where an owner is killed first, so that there is something to settle
 # Inside the sink's own transaction. SQLite has no server that could end a stopped owner's transaction (FAULTS S14).
 INSIDE_SINK = (Step.ROWS_BEFORE, Step.ROWS_AFTER, Step.POSITION_BEFORE, Step.POSITION_AFTER, Step.SINK_BEFORE)
 
@@ -136,15 +147,16 @@ def schedule(
     sinks: bool = True,
     cuts: bool = False,
     sources: bool = False,
+    phases: bool = False,
     file_sinks: bool = False,
     directed: Sequence[Fault] = (),
 ) -> Schedule:
     """`crashes` kills over the workers and the broker, zombies and hand-overs among them.
 
     `broker`: whether the broker is ours to kill. `sinks`: whether the app writes to an external sink. `cuts`: whether
-    one of them is delivered by cuts. `sources`: whether a source of the app is read into the log.
-    `file_sinks`: one of them is a file that a stopped owner locks for ever.
-    `directed`: only these, again and again (to show a known bug).
+    one of them is delivered by cuts; `phases`: one that prepares. `sources`: whether a source of the app is read into
+    the log. `file_sinks`: one of them is a file that a stopped owner locks for ever. `directed`: only these, again and
+    again (to show a known bug).
     """
     if directed:
         return _directed(dice, crashes, workers, directed)
@@ -157,6 +169,7 @@ def schedule(
         broker_faults.append(_at(dice, step) if step else Fault(Kind.RANDOM, after=dice.random()))
     steps = WORKER_STEPS + (SINK_STEPS if sinks else ()) + (CUT_STEPS if cuts else ())
     steps += SOURCE_STEPS if sources else ()
+    steps += PHASE_STEPS if phases else ()
     left = crashes - broker_crashes
     zombies = min(max(1, -(-crashes // 10)), left // 3)
     handovers = 1 if left >= 8 else 0
