@@ -58,6 +58,8 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
+    "sinks/arrow_rows.py": {"pyarrow"},
+    "sinks/duckdb_connection.py": {"duckdb"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }
