@@ -60,6 +60,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/mariadb_connection.py": {"pymysql"},
     "sinks/arrow_rows.py": {"pyarrow"},
     "sinks/duckdb_connection.py": {"duckdb"},
+    "sinks/delta_connection.py": {"deltalake", "pyarrow"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }
@@ -81,7 +82,18 @@ WORLD |= {"signal", "secrets", "tempfile", "shutil", "mmap", "fcntl", "ssl"}
 PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 # Rooms of guests, each with the files in it that decide and therefore may not.
 PURE = {
-    "sinks": {"__init__", "sink", "delivery", "cut_delivery", "cuts", "trouble", "origin", "objects_form", "http"},
+    "sinks": {
+        "__init__",
+        "sink",
+        "delivery",
+        "cut_delivery",
+        "cuts",
+        "trouble",
+        "origin",
+        "objects_form",
+        "http",
+        "delta_positions",
+    },
     "receiver": {"__init__", "rules"},
 }
 

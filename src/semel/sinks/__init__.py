@@ -1,5 +1,6 @@
 """Where records leave the log. Each sink states its contract in its type."""
 
+from semel.sinks.delta import DeltaLake
 from semel.sinks.duckdb import DuckDB
 from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
@@ -9,4 +10,4 @@ from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["HTTP", "DuckDB", "Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "SQLite"]
+__all__ = ["HTTP", "DeltaLake", "DuckDB", "Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "SQLite"]

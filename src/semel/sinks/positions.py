@@ -55,8 +55,11 @@ class Stored:
     partitions: int
 
 
-def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str, table: str) -> None:
-    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count."""
+def same_log(
+    delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str, table: str = TABLE, choice: str = ""
+) -> None:
+    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count. `choice`:
+    how a person begins anew where the positions are no table."""
     for row in stored:
         if row.topic_id != log.topic_id:
             what = (
@@ -69,7 +72,7 @@ def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], w
             continue
         raise Diverged(
             f"{where}: {what} (partition {row.partition}). Offsets of the one mean nothing in the other, so nothing "
-            f"was delivered. Either put the former log back, or {fresh_start(delivery, log, table)}"
+            f"was delivered. Either put the former log back, or {choice or fresh_start(delivery, log, table)}"
         )
 
 
@@ -93,6 +96,14 @@ def fresh_start(delivery: DeliveryId, log: LogIdentity, table: str) -> str:
         f"UPDATE {table} SET incarnation = incarnation + 1, epoch = epoch + 1, position = 0, run = '', "
         f"topic_id = '{log.topic_id}', partitions = {log.partitions} "
         f"WHERE app = '{delivery.app}' AND sink = '{delivery.sink}';"
+    )
+
+
+def begin_anew(sink: str, delivery: DeliveryId, log: LogIdentity) -> str:
+    """The same choice where positions are no table that a statement could change."""
+    return (
+        "deliver this log from its start, which writes again whatever of it the table already holds, in Python: "
+        f"{sink}.begin_anew(app={delivery.app!r}, topic_id={log.topic_id!r}, partitions={log.partitions})"
     )
 
 
