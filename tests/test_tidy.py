@@ -69,6 +69,9 @@ GUESTS: dict[str, set[str]] = {
     "sinks/mariadb_two_phase_connection.py": {"pymysql"},
     "sources/files_parquet.py": {"pyarrow"},
     "sources/files_trial.py": {"pyarrow"},
+    "sinks/arrow_rows.py": {"pyarrow"},
+    "sinks/duckdb_connection.py": {"duckdb"},
+    "sinks/delta_connection.py": {"deltalake", "pyarrow"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }
@@ -95,6 +98,7 @@ PURE = {
         *("origin", "keep", "truncation", "objects_form", "http"),
         "dedup",
         "two_phase",
+        "delta_positions",
     },
     "sources": {"__init__", "source", "positions", "ingest", "files"},
     "receiver": {"__init__", "rules"},

@@ -1,5 +1,7 @@
 """Where records leave the log. Each sink states its contract in its type."""
 
+from semel.sinks.delta import DeltaLake
+from semel.sinks.duckdb import DuckDB
 from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
@@ -13,6 +15,8 @@ from semel.sinks.sqlite import SQLite
 
 __all__ = [
     "HTTP",
+    "DeltaLake",
+    "DuckDB",
     "Lines",
     "MariaDB",
     "MariaDBTwoPhase",

@@ -57,8 +57,11 @@ class Stored:
     partitions: int
 
 
-def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str, table: str) -> None:
-    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count."""
+def same_log(
+    delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str, table: str = TABLE, choice: str = ""
+) -> None:
+    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count. `choice`:
+    how a person begins anew where the positions are no table."""
     for row in stored:
         if row.topic_id != log.topic_id:
             what = (
@@ -71,7 +74,7 @@ def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], w
             continue
         raise Diverged(
             f"{where}: {what} (partition {row.partition}). Offsets of the one mean nothing in the other, so nothing "
-            f"was delivered. Either put the former log back, or {or_adopt(delivery.sink)}"
+            f"was delivered. Either put the former log back, or {choice or or_adopt(delivery.sink)}"
         )
 
 
@@ -105,6 +108,14 @@ def changed(seen: Sequence[Remembered], now: Sequence[Remembered]) -> str:
     return (
         f"the position of partition {partition} has changed meanwhile: a delivery is at work, or somebody else moves "
         "it. Nothing was changed here; look again"
+    )
+
+
+def begin_anew(sink: str, delivery: DeliveryId, log: LogIdentity) -> str:
+    """The same choice where positions are no table that a statement could change."""
+    return (
+        "deliver this log from its start, which writes again whatever of it the table already holds, in Python: "
+        f"{sink}.begin_anew(app={delivery.app!r}, topic_id={log.topic_id!r}, partitions={log.partitions})"
     )
 
 

@@ -22,6 +22,7 @@ from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import positions
 from semel.sinks.columns import Column, ColumnType, canonical_row, columns_of, decode
+from semel.sinks.file_locks import held_by, identity
 from semel.sinks.rows import Delete, Shape, Upsert, by_row, split
 from semel.sinks.schema import Found, created, judged
 from semel.sinks.sink import RowRefused, SinkError
@@ -66,7 +67,7 @@ class SQLiteConnection:
     # --- connecting -----------------------------------------------------------------------------------------------
 
     def _connected(self) -> sqlite3.Connection:
-        if self._connection is not None and self._file == _identity(self._sink.path):
+        if self._connection is not None and self._file == identity(self._sink.path):
             return self._connection
         self.close()
         folder = Path(self._sink.path).absolute().parent
@@ -82,7 +83,7 @@ class SQLiteConnection:
         except BaseException:
             connection.close()
             raise
-        self._connection, self._file = connection, _identity(self._sink.path)
+        self._connection, self._file = connection, identity(self._sink.path)
         self._shape = None  # perhaps another file than the one looked at before
         return connection
 
@@ -126,13 +127,8 @@ class SQLiteConnection:
 
     def _who_holds(self) -> str:
         """The process that has the write lock, as far as this machine tells; else the owners by their claims."""
-        pids = _lock_holders(self._sink.path)
-        if pids:
-            return "; ".join(
-                f"the file is held by pid {pid}{' (stopped)' if _is_stopped(pid) else ''}: SQLite cannot take the lock "
-                f"from it. Let it go on (kill -CONT {pid}) or end it (kill -9 {pid})"
-                for pid in pids
-            )
+        if said := held_by("SQLite", self._sink.path, self._sink.path + "-shm"):
+            return said
         owners: list[str] = []
         with contextlib.suppress(sqlite3.Error):
             if self._connection is not None:
@@ -299,7 +295,7 @@ class SQLiteConnection:
         assert start < end, (start, end)
         upserts, deletes = split(self._shape, rows)
         connection = self._connection
-        if connection is None or self._file != _identity(self._sink.path):
+        if connection is None or self._file != identity(self._sink.path):
             self.close()
             return NotDone(f"{self._sink.where}: the file was removed or replaced")
         try:
@@ -485,33 +481,3 @@ def _names(names: Sequence[str]) -> str:
 def _code(why: sqlite3.Error) -> int:
     """The primary result code; an error of the driver itself has none: it could not bind a value."""
     return getattr(why, "sqlite_errorcode", sqlite3.SQLITE_MISMATCH) & 0xFF
-
-
-def _identity(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return (0, 0)
-    return found.st_dev, found.st_ino
-
-
-def _lock_holders(path: str) -> list[int]:
-    """The other processes with a write lock on the file or its shared memory, from /proc/locks (Linux).
-
-    The file itself must not be opened for this: closing it again would drop every lock of this process on it.
-    """
-    inodes = {str(inode) for _, inode in (_identity(path), _identity(path + "-shm")) if inode}
-    try:
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return []
-    fields = [line.split() for line in lines]
-    pids = {int(f[4]) for f in fields if len(f) >= 8 and f[3] == "WRITE" and f[5].rpartition(":")[2] in inodes}
-    return sorted(pid for pid in pids if pid > 0 and pid != os.getpid())
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except (OSError, IndexError):
-        return False

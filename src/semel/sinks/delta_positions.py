@@ -1,0 +1,116 @@
+"""A delivery's position as application transactions of a Delta table: numbers, in the same commit as the rows.
+
+A Delta commit holds, beside the files it adds, `txn` actions: an id of the writer's and a 64-bit number, the latest of
+each kept in every snapshot and checkpoint for good. Nothing else that a library can write with the rows lasts like
+that: the commit's own information goes with the log files, a property is a commit of its own (docs/decisions/0015). So
+all of a position is numbers; a text (run, topic id, holder) is its length and its bytes, seven to a number.
+
+Invariant: a claim and a batch both write the ids of their partition. Delta refuses a commit whose ids another commit
+wrote after the snapshot that it was prepared on, so what was compared with that snapshot still holds at the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+from urllib.parse import quote
+
+from semel.contract import DeliveryId, LogIdentity
+
+Version = Callable[[str], int | None]  # the number under an id, in one snapshot
+Numbers = Mapping[str, int]
+
+BYTES = 7  # of text in a number: it stays positive
+
+
+class Lane(NamedTuple):
+    """What the table says of one partition of a delivery."""
+
+    epoch: int
+    position: int
+    run: str
+    holder: str
+
+
+class Facts(NamedTuple):
+    """What it says of the whole delivery; incarnation 0: nothing yet."""
+
+    incarnation: int
+    topic_id: str
+    partitions: int
+
+
+def delivery_id(app: str, sink: str) -> str:
+    return f"semel/{quote(app, safe='')}/{quote(sink, safe='')}"
+
+
+def lane_id(delivery: DeliveryId) -> str:
+    return f"{delivery_id(delivery.app, delivery.sink)}/{delivery.partition}"
+
+
+def lane(version: Version, delivery: DeliveryId) -> Lane:
+    own = lane_id(delivery)
+    return Lane(
+        version(f"{own}:epoch") or 0,
+        version(f"{own}:position") or 0,
+        _text(version, f"{own}:run"),
+        _text(version, f"{own}:holder"),
+    )
+
+
+def facts(version: Version, app: str, sink: str) -> Facts:
+    own = delivery_id(app, sink)
+    return Facts(version(f"{own}:incarnation") or 0, _text(version, f"{own}:topic"), version(f"{own}:partitions") or 0)
+
+
+def claimed(delivery: DeliveryId, now: Lane, holder: str) -> Numbers:
+    """A claim: the next epoch. The position is written, too, as it was: a batch under the former epoch writes it."""
+    own = lane_id(delivery)
+    return {
+        f"{own}:epoch": now.epoch + 1,
+        f"{own}:position": now.position,
+        **_numbers(f"{own}:run", now.run),
+        **_numbers(f"{own}:holder", holder),
+    }
+
+
+def moved(delivery: DeliveryId, epoch: int, position: int, run: str) -> Numbers:
+    """A batch."""
+    own = lane_id(delivery)
+    return {f"{own}:epoch": epoch, f"{own}:position": position, **_numbers(f"{own}:run", run)}
+
+
+def described(app: str, sink: str, log: LogIdentity, incarnation: int) -> Numbers:
+    """The log that the positions are positions in."""
+    own = delivery_id(app, sink)
+    return {
+        f"{own}:incarnation": incarnation,
+        f"{own}:partitions": log.partitions,
+        **_numbers(f"{own}:topic", log.topic_id),
+    }
+
+
+def begun_anew(version: Version, app: str, sink: str, log: LogIdentity) -> Numbers:
+    """Another log, from its start: what a person decides. Former owners are fenced, also of partitions that are no
+    more."""
+    former = facts(version, app, sink)
+    numbers = dict(described(app, sink, log, former.incarnation + 1))
+    for partition in range(max(former.partitions, log.partitions)):
+        delivery = DeliveryId(app, sink, partition)
+        numbers |= moved(delivery, lane(version, delivery).epoch + 1, 0, "")
+    return numbers
+
+
+def _numbers(name: str, text: str) -> Numbers:
+    data = text.encode()
+    parts = [data[at : at + BYTES] for at in range(0, len(data), BYTES)]
+    return {f"{name}.0": len(data)} | {f"{name}.{n}": int.from_bytes(part) for n, part in enumerate(parts, 1)}
+
+
+def _text(version: Version, name: str) -> str:
+    left = version(f"{name}.0") or 0
+    data = b""
+    while left > len(data):
+        size = min(BYTES, left - len(data))
+        data += (version(f"{name}.{len(data) // BYTES + 1}") or 0).to_bytes(size)
+    return data.decode()
