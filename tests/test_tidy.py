@@ -58,6 +58,9 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
+    "sinks/redis_connection.py": {"redis"},
+    "sinks/opensearch_http.py": {"urllib3"},
+    "sinks/mongodb_connection.py": {"pymongo", "bson"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }
@@ -79,7 +82,18 @@ WORLD |= {"signal", "secrets", "tempfile", "shutil", "mmap", "fcntl", "ssl"}
 PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 # Rooms of guests, each with the files in it that decide and therefore may not.
 PURE = {
-    "sinks": {"__init__", "sink", "delivery", "cut_delivery", "cuts", "trouble", "origin", "objects_form", "http"},
+    "sinks": {
+        "__init__",
+        "sink",
+        "delivery",
+        "cut_delivery",
+        "cuts",
+        "trouble",
+        "origin",
+        "objects_form",
+        "http",
+        "documents",
+    },
     "receiver": {"__init__", "rules"},
 }
 

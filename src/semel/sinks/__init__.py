@@ -6,6 +6,7 @@ from semel.sinks.mariadb import MariaDB
 from semel.sinks.objects import Objects
 from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_versioned import PostgresVersioned
+from semel.sinks.redis import Redis
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["HTTP", "Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "SQLite"]
+__all__ = ["HTTP", "Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "Redis", "SQLite"]

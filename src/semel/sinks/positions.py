@@ -55,8 +55,11 @@ class Stored:
     partitions: int
 
 
-def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str, table: str) -> None:
-    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count."""
+def same_log(
+    delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str, table: str, anew: str = ""
+) -> None:
+    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count. `anew`:
+    how a person begins anew where the positions are no table."""
     for row in stored:
         if row.topic_id != log.topic_id:
             what = (
@@ -69,7 +72,7 @@ def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], w
             continue
         raise Diverged(
             f"{where}: {what} (partition {row.partition}). Offsets of the one mean nothing in the other, so nothing "
-            f"was delivered. Either put the former log back, or {fresh_start(delivery, log, table)}"
+            f"was delivered. Either put the former log back, or {anew or fresh_start(delivery, log, table)}"
         )
 
 

@@ -61,7 +61,7 @@ def split(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]
     places = shape.key_places
     for row in rows:
         if row.value is None:
-            deletes.append(Delete(row.offset, tuple(held for _, held in _key(shape, row))))
+            deletes.append(Delete(row.offset, tuple(held for _, held in key_of(shape, row))))
             continue
         try:
             fields = decode(row.value)
@@ -80,7 +80,7 @@ def split(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]
             else:
                 values.append(_converted(convert, value, name, row.offset))
         if shape.key is not None:
-            for place, (part, held) in zip(places, _key(shape, row), strict=True):
+            for place, (part, held) in zip(places, key_of(shape, row), strict=True):
                 name, _, _, column = layout[place]
                 said = fields.get(name)
                 if said != part and canonical(column.type, said) != canonical(column.type, part):
@@ -90,7 +90,7 @@ def split(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]
     return upserts, deletes
 
 
-def _key(shape: Shape, row: Row) -> list[tuple[Any, object]]:
+def key_of(shape: Shape, row: Row) -> list[tuple[Any, object]]:
     """Each part of the record's key, as it was written and as the driver takes it."""
     if shape.key is None or row.key is None:
         raise RowRefused(
