@@ -4,9 +4,10 @@ from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.objects import Objects
+from semel.sinks.opensearch import OpenSearch
 from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.redis import Redis
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["HTTP", "Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "Redis", "SQLite"]
+__all__ = ["HTTP", "Lines", "MariaDB", "Objects", "OpenSearch", "Postgres", "PostgresVersioned", "Redis", "SQLite"]

@@ -18,7 +18,7 @@ from semel.sinks.columns import FITS, Column, ColumnType, canonical, canonical_r
 from semel.sinks.rows import Shape, key_of
 from semel.sinks.sink import RowRefused, SinkError
 
-RESERVED = "semel"  # ids that begin so, up to a colon, are semel's own documents
+OWN = "semel:"  # ids that begin so are documents of semel's own
 
 
 class Document(NamedTuple):
@@ -37,6 +37,7 @@ class Documents:
     where: str
     key: tuple[str, ...]
     columns: Sequence[Column] | None
+    taken: Callable[[str], str]  # why a field cannot have this name here, "" where it can
 
     def batch(self, rows: Sequence[Row]) -> list[Document]:
         """Each key once: its last record decides."""
@@ -68,6 +69,9 @@ class Documents:
         if row.value is None:
             return Document(row.offset, id_of(parts), key, None, b"")
         fields = _decoded(row)
+        for name in fields:
+            if why := self.taken(name):
+                raise RowRefused(f"its field {name!r} {why}", row.offset)
         for name, part in key.items():
             if fields.get(name) != part:
                 raise RowRefused(f"its field {name!r} is {fields.get(name)!r:.60}, and {part!r:.60} in its key",
@@ -106,7 +110,7 @@ def _checked(shape: Shape, names: frozenset[str], row: Row) -> Document:
 
 
 def documents_of(value_type: object, where: str, key: tuple[str, ...], taken: Callable[[str], str]) -> Documents:
-    """By the type of the values. `taken(name)` says why a field cannot have this name here, "" where it can."""
+    """By the type of the values."""
     columns = columns_of(value_type, where)
     for column in columns or ():
         if why := taken(column.name):
@@ -118,7 +122,7 @@ def documents_of(value_type: object, where: str, key: tuple[str, ...], taken: Ca
                 raise SinkError(f"{where}: key {field!r} is no field of {value_type!r}.")
             if by_name[field].type is ColumnType.JSON:
                 raise SinkError(f"{where}: key {field!r} is no single value. Name a text, a number, a date or a uuid.")
-    return Documents(where, key, columns)
+    return Documents(where, key, columns, taken)
 
 
 def id_of(parts: Sequence[Any]) -> str:
@@ -144,3 +148,14 @@ def _checking(column: Column) -> Callable[[Any], object]:
         return value
 
     return check
+
+
+def own_name(name: str) -> str:
+    """For `Documents.taken`: fields that semel keeps in a document beside the value's."""
+    return "begins with semel_, as semel's own do" if name.startswith("semel_") else ""
+
+
+def own_id(document: Document) -> None:
+    """For stores that keep semel's own documents among the others."""
+    if document.id.startswith(OWN):
+        raise RowRefused(f"its key begins with {OWN}, as the ids of semel's own documents do", document.offset)
