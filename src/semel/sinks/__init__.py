@@ -3,6 +3,7 @@
 from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
+from semel.sinks.mongodb import MongoDB
 from semel.sinks.objects import Objects
 from semel.sinks.opensearch import OpenSearch
 from semel.sinks.postgres import Postgres
@@ -10,4 +11,15 @@ from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.redis import Redis
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["HTTP", "Lines", "MariaDB", "Objects", "OpenSearch", "Postgres", "PostgresVersioned", "Redis", "SQLite"]
+__all__ = [
+    "HTTP",
+    "Lines",
+    "MariaDB",
+    "MongoDB",
+    "Objects",
+    "OpenSearch",
+    "Postgres",
+    "PostgresVersioned",
+    "Redis",
+    "SQLite",
+]
