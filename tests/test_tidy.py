@@ -72,6 +72,9 @@ GUESTS: dict[str, set[str]] = {
     "sinks/arrow_rows.py": {"pyarrow"},
     "sinks/duckdb_connection.py": {"duckdb"},
     "sinks/delta_connection.py": {"deltalake", "pyarrow"},
+    "sinks/redis_connection.py": {"redis"},
+    "sinks/opensearch_http.py": {"urllib3"},
+    "sinks/mongodb_connection.py": {"pymongo", "bson"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }
@@ -98,6 +101,7 @@ PURE = {
         *("origin", "keep", "truncation", "objects_form", "http"),
         "dedup",
         "two_phase",
+        "documents",
         "delta_positions",
     },
     "sources": {"__init__", "source", "positions", "ingest", "files"},

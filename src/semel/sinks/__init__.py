@@ -6,11 +6,14 @@ from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.mariadb_two_phase import MariaDBTwoPhase
+from semel.sinks.mongodb import MongoDB
 from semel.sinks.objects import Objects
+from semel.sinks.opensearch import OpenSearch
 from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_appended import PostgresAppended
 from semel.sinks.postgres_two_phase import PostgresTwoPhase
 from semel.sinks.postgres_versioned import PostgresVersioned
+from semel.sinks.redis import Redis
 from semel.sinks.sqlite import SQLite
 
 __all__ = [
@@ -20,10 +23,13 @@ __all__ = [
     "Lines",
     "MariaDB",
     "MariaDBTwoPhase",
+    "MongoDB",
     "Objects",
+    "OpenSearch",
     "Postgres",
     "PostgresAppended",
     "PostgresTwoPhase",
     "PostgresVersioned",
+    "Redis",
     "SQLite",
 ]

@@ -89,7 +89,7 @@ def split(shape: Shape, rows: Sequence[Row]) -> tuple[Sequence[Upsert], list[Del
     written = [row for row in rows if row.value is not None]
     if written and (upserts := _at_once(shape, written)) is not None:
         deleted = [row for row in rows if row.value is None] if len(written) < len(rows) else []
-        return upserts, [Delete(row.offset, tuple(held for _, held in _key(shape, row))) for row in deleted]
+        return upserts, [Delete(row.offset, tuple(held for _, held in key_of(shape, row))) for row in deleted]
     return one_by_one(shape, rows)
 
 
@@ -102,7 +102,7 @@ def one_by_one(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[De
     places = shape.key_places
     for row in rows:
         if row.value is None:
-            deletes.append(Delete(row.offset, tuple(held for _, held in _key(shape, row))))
+            deletes.append(Delete(row.offset, tuple(held for _, held in key_of(shape, row))))
             continue
         try:
             fields = decode(row.value)
@@ -121,7 +121,7 @@ def one_by_one(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[De
             else:
                 values.append(_converted(convert, value, name, row.offset))
         if shape.key is not None:
-            for place, (part, held) in zip(places, _key(shape, row), strict=True):
+            for place, (part, held) in zip(places, key_of(shape, row), strict=True):
                 name, _, _, column = layout[place]
                 said = fields.get(name)
                 if said != part and canonical(column.type, said) != canonical(column.type, part):
@@ -182,7 +182,7 @@ def _column(column: Column, convert: Convert, values: Sequence[Any]) -> Sequence
     return [None if value is None else convert(value) for value in values]
 
 
-def _key(shape: Shape, row: Row) -> list[tuple[Any, object]]:
+def key_of(shape: Shape, row: Row) -> list[tuple[Any, object]]:
     """Each part of the record's key, as it was written and as the driver takes it."""
     if shape.key is None or row.key is None:
         raise RowRefused(

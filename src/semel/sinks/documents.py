@@ -1,0 +1,161 @@
+"""A batch of outbox records as documents: for stores that keep one value under one name and have no columns.
+
+Invariant: a document's id is a function of its record's key and names no other key, and its fields are what was
+committed, field by field; so what a store holds under an id was written from one partition, in one order (FAULTS S15).
+A record that does not fit is refused by its offset, before the store sees any of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from semel.contract import Row
+from semel.sinks.columns import FITS, Column, ColumnType, canonical, canonical_row, columns_of, decode, read
+from semel.sinks.rows import Shape, key_of
+from semel.sinks.sink import RowRefused, SinkError
+
+OWN = "semel:"  # ids that begin so are documents of semel's own
+
+
+class Document(NamedTuple):
+    offset: int
+    id: str
+    key: Mapping[str, Any]  # the key's fields
+    fields: dict[str, Any] | None  # as committed; None: the document goes away
+    value: bytes  # the same as JSON, as committed; b"" where it goes away
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What the documents of one sink are. `columns` None: the type of the values is not known; then every part of a key
+    is a text (5 and "5" would be one id and two keys), and nothing is known of the other fields."""
+
+    where: str
+    key: tuple[str, ...]
+    columns: Sequence[Column] | None
+    taken: Callable[[str], str]  # why a field cannot have this name here, "" where it can
+
+    def batch(self, rows: Sequence[Row]) -> list[Document]:
+        """Each key once: its last record decides."""
+        last = {row.key: row for row in rows}.values()
+        if self.columns is None:
+            return [self._free(row) for row in last]
+        shape = Shape(self.columns, [_checking(column) for column in self.columns], self.key, self.where)
+        names = frozenset(column.name for column in self.columns)
+        return [_checked(shape, names, row) for row in last]
+
+    def canonical(self, fields: Mapping[str, Any]) -> bytes:
+        """A document's fields as bytes that are equal exactly when they are."""
+        if self.columns is not None:
+            return canonical_row(self.columns, fields)
+        return msgspec.json.encode({k: v for k, v in fields.items() if v is not None}, order="sorted")
+
+    def _free(self, row: Row) -> Document:
+        parts = msgspec.json.decode(row.key or b"[]", type=list[Any])
+        if len(parts) != len(self.key):
+            raise RowRefused(f"its key has {len(parts)} parts, the sink's has {len(self.key)}", row.offset)
+        for part in parts:
+            if not isinstance(part, str):
+                raise RowRefused(
+                    f"its key has {part!r:.60}, which is no text, and the type of the values is not known: 5 and '5' "
+                    "would be one document. Say the type of the values (value=TYPE)",
+                    row.offset,
+                )
+        key = dict(zip(self.key, parts, strict=True))
+        if row.value is None:
+            return Document(row.offset, id_of(parts), key, None, b"")
+        fields = _decoded(row)
+        for name in fields:
+            if why := self.taken(name):
+                raise RowRefused(f"its field {name!r} {why}", row.offset)
+        for name, part in key.items():
+            if fields.get(name) != part:
+                raise RowRefused(f"its field {name!r} is {fields.get(name)!r:.60}, and {part!r:.60} in its key",
+                                 row.offset)  # fmt: skip
+        return Document(row.offset, id_of(parts), key, fields, row.value)
+
+
+def _checked(shape: Shape, names: frozenset[str], row: Row) -> Document:
+    parts = [part for part, _ in key_of(shape, row)]
+    assert shape.key is not None
+    key = dict(zip(shape.key, parts, strict=True))
+    if row.value is None:
+        return Document(row.offset, id_of(parts), key, None, b"")
+    fields = _decoded(row)
+    if not fields.keys() <= names:
+        extra = sorted(fields.keys() - names)
+        raise RowRefused(f"it has the field {extra[0]!r}, which the type of the values has not", row.offset)
+    for column, check in zip(shape.columns, shape.converts, strict=True):
+        value = fields.get(column.name)
+        if value is None:
+            if not column.nullable:
+                raise RowRefused(f"its field {column.name!r} is null, and is never None by its type", row.offset)
+        elif type(value) not in FITS[column.type]:
+            raise RowRefused(f"its field {column.name!r} holds {column.type}, and is {value!r:.60}", row.offset)
+        else:
+            try:
+                check(value)
+            except (ValueError, TypeError, OverflowError) as why:
+                raise RowRefused(f"its field {column.name!r} is {value!r:.60}: {why}", row.offset) from None
+    for place, part in zip(shape.key_places, parts, strict=True):
+        column = shape.columns[place]
+        said = fields.get(column.name)
+        if said != part and canonical(column.type, said) != canonical(column.type, part):
+            raise RowRefused(f"its field {column.name!r} is {said!r:.60}, and {part!r:.60} in its key", row.offset)
+    return Document(row.offset, id_of(parts), key, fields, row.value)
+
+
+def documents_of(value_type: object, where: str, key: tuple[str, ...], taken: Callable[[str], str]) -> Documents:
+    """By the type of the values."""
+    columns = columns_of(value_type, where)
+    for column in columns or ():
+        if why := taken(column.name):
+            raise SinkError(f"{where}: the field {column.name!r} {why}. Rename it.")
+    if columns is not None:
+        by_name = {column.name: column for column in columns}
+        for field in key:
+            if field not in by_name:
+                raise SinkError(f"{where}: key {field!r} is no field of {value_type!r}.")
+            if by_name[field].type is ColumnType.JSON:
+                raise SinkError(f"{where}: key {field!r} is no single value. Name a text, a number, a date or a uuid.")
+    return Documents(where, key, columns, taken)
+
+
+def id_of(parts: Sequence[Any]) -> str:
+    """A key as one text: of one part, that part; of several, joined by colons, with those within escaped."""
+    texts = [part if isinstance(part, str) else msgspec.json.encode(part).decode() for part in parts]
+    if len(texts) == 1:
+        return texts[0]
+    return ":".join(text.replace("\\", "\\\\").replace(":", "\\:") for text in texts)
+
+
+def _decoded(row: Row) -> dict[str, Any]:
+    try:
+        return dict(decode(row.value or b""))
+    except (msgspec.DecodeError, UnicodeDecodeError) as why:
+        raise RowRefused(f"it is not a JSON object ({why})", row.offset) from None
+
+
+def _checking(column: Column) -> Callable[[Any], object]:
+    """Raises ValueError where a value is none of its column's type."""
+
+    def check(value: Any) -> object:
+        read(column.type, value)
+        return value
+
+    return check
+
+
+def own_name(name: str) -> str:
+    """For `Documents.taken`: fields that semel keeps in a document beside the value's."""
+    return "begins with semel_, as semel's own do" if name.startswith("semel_") else ""
+
+
+def own_id(document: Document) -> None:
+    """For stores that keep semel's own documents among the others."""
+    if document.id.startswith(OWN):
+        raise RowRefused(f"its key begins with {OWN}, as the ids of semel's own documents do", document.offset)

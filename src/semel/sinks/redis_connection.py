@@ -1,0 +1,363 @@
+"""Batches of one delivery to a Redis or Valkey server, each in one script.
+
+Invariant: a key is only ever replaced, or removed, by a record of a higher (incarnation, offset) than the mark beside
+it says; the mark stays when the key goes. So what is written again, by whomever, has no effect. The position follows
+in a step of its own, under the epoch of the claim, and never from behind its start: a server that lost its tail is
+given it again. No request is sent twice by the client library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import redis
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
+from semel.sinks import positions
+from semel.sinks.documents import Document, Documents, documents_of
+from semel.sinks.redis_scripts import CLAIM, MOVE, ROWS
+from semel.sinks.sink import RowRefused, SinkError
+
+if TYPE_CHECKING:
+    from semel.sinks.redis import Redis
+
+# What waiting may mend: errors that the client has a class for, and the first words of others.
+PASSING = (
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+    exceptions.ClusterDownError,
+    exceptions.TryAgainError,
+    exceptions.MasterDownError,
+    exceptions.BusyLoadingError,
+)
+PASSING_WORDS = ("LOADING", "BUSY", "MISCONF", "NOREPLICAS", "UNKILLABLE")
+SCAN = 1_000
+REDIRECTS_MAX = 5
+VALUE_BYTES_MAX = 512 << 20  # of a string, and of what a server takes as one (proto-max-bulk-len)
+
+Answer = TypeVar("Answer")
+
+
+class RedisConnection:
+    """See `ports.SinkConnection`."""
+
+    def __init__(self, sink: Redis, steps: Steps) -> None:
+        self._sink, self._steps = sink, steps
+        self._client: redis.Redis | None = None
+        self._place = (sink.at.host, sink.at.port)  # on a cluster: of the node that holds the slot
+        self._documents: Documents | None = None
+        self._notes: list[str] = []
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    # --- the names of keys ------------------------------------------------------------------------------------------
+
+    def _row(self, id: str) -> str:
+        return f"{self._sink.prefix}:{id}"
+
+    def _mark(self, id: str) -> str:
+        return f"semel:mark:{self._sink.prefix}:{id}"
+
+    def _positions(self, delivery: DeliveryId) -> str:
+        return f"semel:position:{self._sink.prefix}:{delivery.app}/{delivery.sink}"
+
+    @property
+    def _form(self) -> str:
+        return f"semel:sink:{self._sink.prefix}"
+
+    # --- connecting -------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> redis.Redis:
+        if self._client is None:
+            at, wait_s = self._sink.at, self._sink.timeout_s
+            tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": at.options.get("ssl_ca")} if at.tls else {}
+            self._client = redis.Redis(
+                host=self._place[0],
+                port=self._place[1],
+                db=at.database,
+                username=at.user,
+                password=at.password,
+                socket_timeout=wait_s,
+                socket_connect_timeout=max(1.0, wait_s / 2),
+                socket_keepalive=True,
+                # By default it sends a command again, three times, after a lost connection. What was not answered is
+                # Unknown here, and whoever claims next decides.
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+                single_connection_client=True,
+                client_name=f"semel-{self._sink.name}"[:60],
+                **tls,
+            )
+        return self._client
+
+    def _script(self, text: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Its answer. By its hash, and whole where the server has not seen it (NOSCRIPT: it did nothing); on a cluster,
+        at the node that holds the slot."""
+        for _ in range(REDIRECTS_MAX):
+            client = self._connected()
+            try:
+                sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+                try:
+                    return client.evalsha(sha, len(keys), *keys, *arguments)
+                except exceptions.NoScriptError:
+                    return client.eval(text, len(keys), *keys, *arguments)
+            except exceptions.MovedError as moved:
+                self.close()
+                self._place = (moved.host or self._place[0], moved.port)
+        raise exceptions.ClusterDownError("CLUSTERDOWN the slot is sent from node to node")
+
+    def _trying(self, what: Callable[[], Answer]) -> Answer | NotDone:
+        """What changes nothing, or may be done again."""
+        try:
+            return what()
+        except exceptions.RedisError as why:
+            return NotDone(self._lost(why))
+
+    def _lost(self, why: exceptions.RedisError) -> str:
+        """In one sentence; SinkError where waiting mends nothing. The client is connected anew afterwards."""
+        text = brief(why)
+        if isinstance(why, exceptions.AuthenticationError | exceptions.AuthorizationError):
+            raise SinkError(f"{self._sink.where} refuses us: {text}. Check user, password and rights.") from None
+        passing = isinstance(why, PASSING) or text.startswith(PASSING_WORDS)
+        if isinstance(why, exceptions.ResponseError) and not passing:
+            raise SinkError(f"{self._sink.where}: {text}.") from None
+        self.close()
+        self._place = (self._sink.at.host, self._sink.at.port)
+        return f"{self._sink.where}: {text}"
+
+    # --- the server and the form --------------------------------------------------------------------------------------
+
+    def prepare(self, value_type: object) -> Done | NotDone:
+        sink = self._sink
+        known = value_type if sink.value_type is None else sink.value_type
+        self._documents = documents_of(known, sink.where, sink.key, lambda name: "")
+        prepared = self._trying(self._judged)
+        return Done() if prepared is None else prepared
+
+    def _judged(self) -> None:
+        sink = self._sink
+        client = self._connected()
+        server: dict[str, Any] = client.info("server")
+        version = str(server.get("valkey_version") or server.get("redis_version") or "0")
+        if int(version.partition(".")[0]) < 6:
+            raise SinkError(f"{sink.where}: it is version {version}; wanted is Redis 6 or newer, or Valkey.")
+        cluster: dict[str, Any] = client.info("cluster")
+        if cluster.get("cluster_enabled") and "{" not in sink.prefix:
+            raise SinkError(
+                f"{sink.where}: it is a cluster, and the keys of a batch, its marks and its position must lie in one "
+                f'slot. Name a prefix with a hash tag: "{{{sink.plain_prefix}}}".'
+            )
+        said = msgspec.json.encode({"form": sink.form, "key": list(sink.key)}).decode()
+        there = self._script("return redis.call('SET', KEYS[1], ARGV[1], 'NX') and '' or redis.call('GET', KEYS[1])",
+                             [self._form], [said])  # fmt: skip
+        if there and there.decode() != said:
+            raise SinkError(
+                f"{sink.where}: its keys were begun as {there.decode()}, declared is {said}. Name another prefix, or "
+                f"remove the keys {sink.prefix}:* and semel:*:{sink.prefix}* first."
+            )
+        self._notes = self._weaknesses(client)
+
+    def _weaknesses(self, client: redis.Redis) -> list[str]:
+        where = self._sink.where
+        try:
+            found = {
+                name: client.config_get(name).get(name, "?")
+                for name in ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
+            }
+        except exceptions.ResponseError as why:
+            return [
+                f"{where}: its settings cannot be read ({brief(why)}): whether an acknowledged write survives its "
+                "crash is not known here. Wanted are appendonly yes, appendfsync always, maxmemory-policy noeviction."
+            ]
+        notes = []
+        again = "what is lost with it is sent again as long as the outbox holds it"
+        if found["appendonly"] != "yes":
+            notes.append(
+                f"{where}: appendonly={found['appendonly']}: what it acknowledged since its last snapshot is lost in "
+                f"its crash; {again}. CONFIG SET appendonly yes, appendfsync always."
+            )
+        elif found["appendfsync"] != "always":
+            notes.append(
+                f"{where}: appendfsync={found['appendfsync']}: what it acknowledged in the last second or more is lost "
+                f"in a power cut; {again}. CONFIG SET appendfsync always."
+            )
+        if found["maxmemory-policy"] != "noeviction" and found["maxmemory"] not in ("0", "?"):
+            notes.append(
+                f"{where}: maxmemory-policy={found['maxmemory-policy']}: with its memory full it removes keys for "
+                "good, rows and their marks among them, and says nothing. CONFIG SET maxmemory-policy noeviction."
+            )
+        return notes
+
+    def notes(self) -> Sequence[str]:
+        return tuple(self._notes)
+
+    # --- the claim ----------------------------------------------------------------------------------------------------
+
+    def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
+        return self._trying(lambda: self._claim(delivery, log))
+
+    def _claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim:
+        key = self._positions(delivery)
+        word, *said = self._script(
+            CLAIM, [key], [str(delivery.partition), log.topic_id, str(log.partitions), positions.here()]
+        )
+        texts = [one.decode() for one in said]
+        if word == b"other":
+            other = positions.Stored(delivery.partition, texts[0], int(texts[1]))
+            positions.same_log(delivery, log, [other], self._sink.where, key, self._anew(key, int(texts[1])))
+        epoch, incarnation, position = (int(text) for text in texts[:3])
+        return Claim(delivery, epoch=epoch, incarnation=incarnation, position=position, run=texts[3], log=log)
+
+    def _anew(self, key: str, partitions: int) -> str:
+        fields = " ".join(f"{n}.position {n}.run" for n in range(partitions))
+        return (
+            "deliver this log from its start, which writes again whatever of it the keys already hold: "
+            f'HDEL "{key}" topic_id partitions {fields}, then HINCRBY "{key}" incarnation 1.'
+        )
+
+    # --- a batch ------------------------------------------------------------------------------------------------------
+
+    def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
+        assert start < end and self._documents is not None, (start, end)
+        batch = self._documents.batch(rows)
+        self._steps.reached(Step.ROWS_BEFORE)
+        keys, arguments = self._said(claim, batch)
+        self._steps.reached(Step.SINK_BEFORE)
+        if batch:
+            try:
+                taken, unread = self._script(ROWS, keys, arguments)
+            except exceptions.RedisError as why:
+                return self._unanswered(why, f"the rows [{start}, {end})")
+            if taken < 0:
+                raise SinkError(f"{self._sink.where}: {unread.decode()!r} is no mark of semel's. Remove or rename it.")
+            if taken < len(batch):
+                self._steps.reached(Step.SINK_STALE)
+        self._steps.reached(Step.SINK_AFTER)
+        self._steps.reached(Step.ROWS_AFTER)
+        self._steps.reached(Step.POSITION_BEFORE)
+        outcome = self._moved(claim, start, end, run)
+        self._steps.reached(Step.POSITION_AFTER)
+        return outcome
+
+    def _moved(self, claim: Claim, start: int, end: int, run: str) -> Outcome:
+        said = [str(claim.delivery.partition), str(claim.epoch), str(start), str(end), run]
+        try:
+            word, *found = self._script(MOVE, [self._positions(claim.delivery)], said)
+        except exceptions.RedisError as why:
+            return Unknown(f"the rows up to {end} are there, their position: {self._lost(why)}")
+        if word == b"done":
+            return Done()
+        epoch, position, holder = (one.decode() for one in found)
+        if word == b"behind":
+            return Unknown(
+                f"{self._sink.where}: its position is {position}, behind {start}: it has lost what it acknowledged, "
+                "which is sent again from there"
+            )
+        there = f"epoch {epoch}, position {position}, held by {holder}" if epoch else "its position is gone"
+        return Fenced(f"{self._sink.where}: {there}; ours was epoch {claim.epoch}")
+
+    def _said(self, claim: Claim, batch: Sequence[Document]) -> tuple[list[str], list[Any]]:
+        kept_s = self._sink.keep_deleted_s
+        keys: list[str] = []
+        arguments: list[Any] = [str(claim.incarnation), self._sink.form, str(time.time_ns() // 1_000_000)]
+        arguments.append("" if kept_s is None else str(math.ceil(kept_s * 1_000)))
+        for document in batch:
+            keys += [self._row(document.id), self._mark(document.id)]
+            payload = b"" if document.fields is None else self._payload(document)
+            if len(payload) > VALUE_BYTES_MAX:
+                raise RowRefused(f"it has {len(payload)} bytes, a string of Redis 512 MiB", document.offset)
+            arguments += [str(document.offset), payload]
+        return keys, arguments
+
+    def _payload(self, document: Document) -> bytes:
+        if self._sink.form == "json":
+            return document.value
+        assert document.fields is not None
+        return msgspec.msgpack.encode([text for pair in texts(document.fields).items() for text in pair])
+
+    def _unanswered(self, why: exceptions.RedisError, what: str) -> Outcome:
+        """Whether it happened. An error is an answer: the script changes nothing before the last that it can make."""
+        refused = isinstance(
+            why, exceptions.ResponseError | exceptions.BusyLoadingError | exceptions.AuthenticationError
+        )
+        never_left = isinstance(why.__cause__ or why.__context__, ConnectionRefusedError)
+        told = f"{what}: {self._lost(why)}"
+        return NotDone(told) if refused or never_left else Unknown(told)
+
+    # --- for semel verify ---------------------------------------------------------------------------------------------
+
+    def rows(self) -> Sequence[bytes]:
+        client, found = self._connected(), []
+        begins = len(self._row(""))
+        kind = "string" if self._sink.form == "json" else "hash"
+        for keys in self._scanned(self._row("")):
+            pipeline = client.pipeline(transaction=False)
+            for key in keys:
+                (pipeline.get if kind == "string" else pipeline.hgetall)(key)
+            for key, value in zip(keys, pipeline.execute(), strict=True):
+                assert value, f"{key[begins:]!r} went while it was read"
+                if kind == "string":
+                    found.append(self.canonical(value))
+                else:
+                    found.append(_sorted({name.decode(): text.decode() for name, text in value.items()}))
+        return found
+
+    def canonical(self, value: bytes) -> bytes:
+        assert self._documents is not None, "prepare comes first"
+        fields = msgspec.json.decode(value, type=dict[str, Any])
+        return self._documents.canonical(fields) if self._sink.form == "json" else _sorted(texts(fields))
+
+    def _scanned(self, begin: str) -> Iterator[list[bytes]]:
+        """Each key once, in lists."""
+        client = self._connected()
+        pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in begin) + "*"
+        seen: set[bytes] = set()
+        cursor = 0
+        while True:
+            answer: Any = client.scan(cursor, match=pattern, count=SCAN)
+            cursor, keys = answer
+            fresh = [key for key in dict.fromkeys(keys) if key not in seen]
+            seen.update(fresh)
+            if fresh:
+                yield fresh
+            if cursor == 0:
+                return
+
+    def drop(self) -> None:
+        if not self._sink.suffix:
+            raise SinkError(f"{self._sink.where}: semel removes only keys that it has named itself.")
+        prefix = self._sink.prefix
+        for begin in (f"{prefix}:", f"semel:mark:{prefix}:", f"semel:position:{prefix}:"):
+            for keys in self._scanned(begin):
+                self._connected().unlink(*keys)
+        self._connected().unlink(self._form)
+
+
+def texts(fields: dict[str, Any]) -> dict[str, str]:
+    """The fields of a hash: a text as it is, anything else as its JSON; null is no field."""
+    return {
+        name: value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        for name, value in fields.items()
+        if value is not None
+    }
+
+
+def _sorted(fields: dict[str, str]) -> bytes:
+    return msgspec.json.encode(fields, order="sorted")
+
+
+def brief(why: BaseException) -> str:
+    """The first line; it never holds the password, which the client does not print."""
+    return (str(why).strip().split("\n")[0] or type(why).__name__).rstrip(".")

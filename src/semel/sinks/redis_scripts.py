@@ -1,0 +1,87 @@
+"""What Redis does in one step, as Lua: rows under their versions, the claim, the position.
+
+Invariant: a script looks at everything before it changes anything (Redis does not roll back), and no number that is
+compared becomes a double: incarnations and offsets are texts of digits, compared in two parts.
+"""
+
+from __future__ import annotations
+
+LESS = """
+local function less(a, b)
+  local ha, hb = tonumber(a:sub(1, -10)) or 0, tonumber(b:sub(1, -10)) or 0
+  if ha ~= hb then return ha < hb end
+  return (tonumber(a:sub(-9)) or 0) < (tonumber(b:sub(-9)) or 0)
+end
+"""
+
+# KEYS: of each row its key and its mark. ARGV: incarnation, form, now in ms, how long the mark of a deleted row stays
+# in ms (or ""); then of each row its offset and its payload ("": deleted; a hash: names, texts in turn, MessagePack).
+# Answers how many rows had an effect, and the marks that cannot be read.
+ROWS = (
+    LESS
+    + """
+local fresh = {}
+for row = 1, #KEYS / 2 do
+  local mark = redis.call('GET', KEYS[2 * row])
+  if mark then
+    local incarnation, offset = mark:match('^(%d+):(%d+)')
+    if not incarnation then return {-1, KEYS[2 * row]} end
+    fresh[row] = less(incarnation, ARGV[1]) or (incarnation == ARGV[1] and less(offset, ARGV[3 + 2 * row]))
+  else
+    fresh[row] = true
+  end
+end
+local taken = 0
+for row = 1, #KEYS / 2 do
+  if fresh[row] then
+    taken = taken + 1
+    local version, payload = ARGV[1] .. ':' .. ARGV[3 + 2 * row], ARGV[4 + 2 * row]
+    if payload == '' then
+      redis.call('DEL', KEYS[2 * row - 1])
+      redis.call('SET', KEYS[2 * row], version .. ':' .. ARGV[3])
+      if ARGV[4] ~= '' then redis.call('PEXPIRE', KEYS[2 * row], ARGV[4]) end
+    else
+      if ARGV[2] == 'json' then
+        redis.call('SET', KEYS[2 * row - 1], payload)
+      else
+        redis.call('DEL', KEYS[2 * row - 1])
+        local fields = cmsgpack.unpack(payload)
+        for from = 1, #fields, 1000 do
+          redis.call('HSET', KEYS[2 * row - 1], unpack(fields, from, math.min(from + 999, #fields)))
+        end
+      end
+      redis.call('SET', KEYS[2 * row], version)
+    end
+  end
+end
+return {taken, ''}
+"""
+)
+
+# KEYS: the positions of a delivery. ARGV: partition, topic id, partitions, holder.
+CLAIM = """
+local K, P = KEYS[1], ARGV[1]
+local log = redis.call('HMGET', K, 'topic_id', 'partitions')
+if log[1] and (log[1] ~= ARGV[2] or log[2] ~= ARGV[3]) then return {'other', log[1], log[2]} end
+redis.call('HSET', K, 'topic_id', ARGV[2], 'partitions', ARGV[3], P .. '.holder', ARGV[4])
+redis.call('HSETNX', K, 'incarnation', '1')
+redis.call('HSETNX', K, P .. '.position', '0')
+redis.call('HSETNX', K, P .. '.run', '')
+redis.call('HINCRBY', K, P .. '.epoch', 1)
+local now = redis.call('HMGET', K, P .. '.epoch', 'incarnation', P .. '.position', P .. '.run')
+return {'claimed', now[1], now[2], now[3], now[4]}
+"""
+
+# KEYS: the positions of a delivery. ARGV: partition, epoch, start, end, run. A position that is behind `start` has gone
+# back with a server that lost what it acknowledged: moving it on would skip what went with it (FAULTS S13).
+MOVE = (
+    LESS
+    + """
+local K, P = KEYS[1], ARGV[1]
+local now = redis.call('HMGET', K, P .. '.epoch', P .. '.position', P .. '.holder')
+if now[1] ~= ARGV[2] or not now[2] then return {'fenced', now[1] or '', now[2] or '', now[3] or ''} end
+if less(now[2], ARGV[3]) then return {'behind', now[1], now[2], now[3]} end
+if less(now[2], ARGV[4]) then redis.call('HSET', K, P .. '.position', ARGV[4], P .. '.run', ARGV[5]) end
+return {'done', '', '', ''}
+"""
+)
