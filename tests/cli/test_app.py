@@ -349,7 +349,7 @@ def test_a_removed_state_is_given_up_by_drain(place: Place, capsys: pytest.Captu
     assert code == 1 and f"`semel app drain {APP} {name} --on {place.url}`" in said, said
     place.alone()
     drain(APP, name, on=place.url, yes=True)
-    assert f"topic {name} on {place.url}: deleted, with the state 'old'." in capsys.readouterr().out
+    assert f"topic {name} on {place.url}: to be deleted, with the state 'old'." in capsys.readouterr().out
     place.feed()
     place.run_to(16)
 

@@ -84,6 +84,9 @@ def begin(
             stood = (f"{p.partition} at {positions[p].offset}" for p in sorted(positions) if p.topic == topic)
             print(f"  It holds nothing of what the app has read of {topic} (partition {', '.join(stood)}),")
             print("  only what comes behind. To have all of it in: `semel app reset`, or the state's former name.")
+        # Of a state that was renamed: its former topics would stop the next start, one after the other.
+        for line in resetting.left_by_others(at.graph, at.log, prefix=at.prefix, delivered=at.delivered):
+            print(f"  {line}")
         if not yes:
             print("Nothing has been done. To do it: --yes")
             return
@@ -109,19 +112,24 @@ def drain(
         _nobody_runs(at, [f"{at.name}.{sink}" if outbox else at.name])
         taken = "delivered" if outbox else "read"
         held = f"the state {sink!r}" if found.kind is InternalKind.CHANGELOG else f"{many(found.records)} not {taken}"
-        print(f"topic {at.prefix}{topic} on {at.log.name}: deleted, with {held}.")
+        print(f"topic {at.prefix}{topic} on {at.log.name}: to be deleted, with {held}.")
+        if found.records and outbox:
+            print(
+                "  To deliver them instead, with the program as it was: `semel sink drain FORMER.py "
+                f"{sink} --on {at.log.name}`."
+            )
         if found.records:
             print(f"  To see them first: `semel read {at.prefix}{topic} --on {at.log.name}`.")
         if outbox:
             print(
-                f"  The sink keeps its rows, and its position: semel_positions, app '{at.name}', sink '{sink}'. Should "
-                "the sink come back, its delivery stops there and says how to begin a new one."
+                f"  The sink keeps its rows, and its position. Should {sink} come back, its delivery stops there until "
+                "`semel sink adopt` has said where it goes on."
             )
         if not yes:
             print("Nothing has been done. To do it: --yes")
             return
         at.tended.delete([at.prefix + topic])
-        print("Done.")
+        print(f"Done: {at.prefix}{topic} is deleted.")
 
 
 class _At(NamedTuple):

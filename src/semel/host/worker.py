@@ -47,6 +47,7 @@ POLL_S = 0.1
 LEAVE_PATIENCE_S = 5.0  # with a silent log, by somebody who was asked to leave
 LEAVE_S = 20.0  # for a delivery to finish its batch
 CONNECTING_S = 2.0  # a log that has not answered for so long is named
+WAITING_MAX = 10_000  # what is left in an outbox is counted up to here
 QUIET_S = 3.0  # without a partition for so long, it says so
 
 
@@ -227,7 +228,8 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
             raise thread.failed
     if leaving.asked:
         done = worker.progress
-        _say(f"left {run.app.name}: {_many(done.records, 'record')} processed, {_many(done.commits, 'commit')}")
+        told = f"left {run.app.name}: {_many(done.records, 'record')} processed, {_many(done.commits, 'commit')}"
+        _say("; ".join([told, *(delivery.left for delivery in deliveries if delivery.left)]))
 
 
 def _announce(run: Run, slot: Slot, where: str, graph: g.Graph, worker: Worker) -> str:
@@ -416,6 +418,8 @@ class _DeliveryThread(threading.Thread):
     def __init__(self, name: str, delivery: Delivery | CutDelivery, log: Log, now_ms: Callable[[], int]) -> None:
         super().__init__(name=f"semel-delivery-{name}", daemon=True)
         self.failed: SemelError | None = None
+        self.left = ""  # what the sink has not taken, for the last word
+        self._sink = name
         self._log = log
         self._now_ms = now_ms
         self._stop_asked = threading.Event()
@@ -449,6 +453,9 @@ class _DeliveryThread(threading.Thread):
                 _say(f"{self.name}: the sink has not answered for {LEAVE_S:.0f} s; leaving it, nothing is lost")
                 return
         try:
+            if self.failed is None and (count := self._delivery.waiting(WAITING_MAX)):
+                told = f"more than {WAITING_MAX:,} records" if count > WAITING_MAX else _many(count, "record")
+                self.left = f"{told} left in the outbox of {self._sink} for the next start"
             self._delivery.close()
         except (SemelError, LogLost) as error:
             _say(f"{self.name}: {error}")

@@ -33,6 +33,7 @@ from semel.ports import (
     Outcome,
     Owner,
     Owners,
+    Position,
     Records,
     Sink,
     SinkConnection,
@@ -155,6 +156,15 @@ class CutDelivery:
         ends = self._log.ends(list(self._lanes))
         return sum(max(0, ends[at] - _passed(lane)) for at, lane in self._lanes.items())
 
+    def waiting(self, most: int) -> int:
+        """Committed records of the partitions assigned here that the sink has not taken, counted to a little past
+        `most`. Of a partition that could not be claimed the group's offset tells where it stands."""
+        stand = {at: lane.progress.position if lane.progress else None for at, lane in self._lanes.items()}
+        if unknown := [at for at, position in stand.items() if position is None]:
+            found = self._log.committed(unknown)
+            stand |= {at: known.offset for at in unknown if (known := found.get(at)) is not None}
+        return origin.waiting(self._log, stand, most)
+
     # --- ports.Listener: called from within poll ----------------------------------------------------------------
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
@@ -246,7 +256,8 @@ class CutDelivery:
             if topic not in self._known:
                 raise SinkError(
                     f"{self._log.name}: the topic {topic} is gone, and with it what the sink had not yet taken, or how "
-                    "far it was. Nothing more is delivered. Put the topic back."
+                    "far it was. Nothing more is delivered. Put the topic back; or start the app, which makes it anew, "
+                    f"and say where the sink goes on: `semel sink adopt APP.py {self._sink.name}`."
                 )
         here = LogIdentity(self._known[self._outbox].topic_id, self._known[self._outbox].partitions)
         delivery = DeliveryId(self._app, self._sink.name, lane.at.partition)
@@ -308,12 +319,23 @@ class CutDelivery:
     def _agreed(self, lane: _Lane, claim: Claim, found: Progress | None, here: LogIdentity) -> Progress:
         return agreed(self._log, self._sink, lane.at, claim.incarnation, claim.position, found, here)
 
+    def _ours(self, lane: _Lane) -> None:
+        """The group's offset says whose outbox this is, also where the sink was never reached: records that wait for a
+        sink which is renamed before it answers would be left behind without a word (`streams.layout.leftovers`)."""
+        if lane.failures or lane.told >= 0:
+            return
+        if self._log.committed([lane.at])[lane.at] is None:
+            self._log.commit_offsets({lane.at: Position(self._log.starts([lane.at])[lane.at])})
+        lane.told = 0
+
     def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
         """Ends the claim; another one is tried after a pause that grows."""
         if lane.progress is not None:
             self._log.pause([lane.at])
             lane.progress = lane.claim = None
             lane.empty(0)
+        else:
+            self._ours(lane)
         self._retry(lane, reason, at_least_ms)
 
     def _retry(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:

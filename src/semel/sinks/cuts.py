@@ -115,7 +115,8 @@ def check_delivery_topic(log: Log, outbox: str) -> None:
     if found != wanted:
         raise Diverged(
             f"{log.name}: {name} has {found} partitions, its outbox {outbox} has {wanted}: one of them was made anew "
-            "or enlarged, and keys have changed partitions. Nothing was delivered. Put the former topics back."
+            "or enlarged, and keys have changed partitions. Nothing was delivered. Put the former topics back, or say "
+            "where the sink goes on: `semel sink adopt APP.py SINK`."
         )
     policy = log.config(name).get("cleanup.policy", "compact")
     if policy != "compact":

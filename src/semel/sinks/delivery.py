@@ -24,6 +24,7 @@ from semel.ports import (
     NoSteps,
     NotDone,
     Outcome,
+    Position,
     Records,
     Sink,
     SinkConnection,
@@ -129,6 +130,15 @@ class Delivery:
         ends = self._log.ends(list(self._lanes))
         return sum(max(0, ends[at] - lane.position) for at, lane in self._lanes.items())
 
+    def waiting(self, most: int) -> int:
+        """Committed records of the partitions assigned here that the sink has not taken, counted to a little past
+        `most`. Of a partition that could not be claimed the group's offset tells where it stands."""
+        stand = {at: lane.position if lane.claim else None for at, lane in self._lanes.items()}
+        if unknown := [at for at, position in stand.items() if position is None]:
+            found = self._log.committed(unknown)
+            stand |= {at: known.offset for at in unknown if (known := found.get(at)) is not None}
+        return origin.waiting(self._log, stand, most)
+
     # --- ports.Listener: called from within poll ----------------------------------------------------------------
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
@@ -189,7 +199,8 @@ class Delivery:
         if self._outbox not in known:
             raise SinkError(
                 f"{self._log.name}: the outbox {self._outbox} is gone; what it held and the sink had not yet taken is "
-                "lost with it. Nothing more is delivered. Put the topic back, or start the app to create it anew."
+                "lost with it. Nothing more is delivered. Put the topic back; or start the app, which makes it anew, "
+                f"and say where the sink goes on: `semel sink adopt APP.py {self._sink.name}`."
             )
         here = LogIdentity(known[self._outbox].topic_id, known[self._outbox].partitions)
         delivery = DeliveryId(self._app, self._sink.name, lane.at.partition)
@@ -226,11 +237,22 @@ class Delivery:
         origin.validate(self._log, at, position, mark, self._runs, self._sink.where)
         return Claim(delivery, epoch=0, incarnation=incarnation, position=position, run=mark, log=here)
 
+    def _ours(self, lane: _Lane) -> None:
+        """The group's offset says whose outbox this is, also where the sink was never reached: records that wait for a
+        sink which is renamed before it answers would be left behind without a word (`streams.layout.leftovers`)."""
+        if lane.failures or lane.told >= 0:
+            return
+        if self._log.committed([lane.at])[lane.at] is None:
+            self._log.commit_offsets({lane.at: Position(self._log.starts([lane.at])[lane.at])})
+        lane.told = 0
+
     def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
         """Ends the claim; another one is tried after a pause that grows."""
         if lane.claim is not None:
             self._log.pause([lane.at])
             lane.claim = None
+        else:
+            self._ours(lane)
         pause_ms = min(BACKOFF_MS * 2 ** min(lane.failures, 10), BACKOFF_MAX_MS)
         lane.failures += 1
         lane.due_ms = self._now_ms + max(pause_ms, at_least_ms)

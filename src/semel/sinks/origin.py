@@ -84,6 +84,19 @@ def visible(log: Log, at: TopicPartition, start: int, end: int) -> Iterator[tupl
             return
 
 
+def waiting(log: Log, positions: Mapping[TopicPartition, int | None], most: int) -> int:
+    """How many committed records lie at and after these positions (None: from the start), counted to a little past
+    `most`."""
+    starts, ends = log.starts(list(positions)), log.ends(list(positions))
+    count = 0
+    for at, position in positions.items():
+        for _ in visible(log, at, max(starts[at], position or 0), ends[at]):
+            count += 1
+            if count > most:
+                return count
+    return count
+
+
 def checksum(records: Records, at: int) -> int:
     return _checksum(records.timestamps[at], records.keys[at], records.values[at])
 

@@ -116,7 +116,9 @@ def lay_out(
         if size(name) != topic.partitions and topic.partitions is not None:
             raise LayoutError(
                 f"{log.name}: topic {name} has {counts[name]} partitions, the Topic at {topic.place} says "
-                f"{topic.partitions}. Change one of them."
+                f"{topic.partitions}. Say partitions={counts[name]} there (`semel topics {name} --on {log.name}` shows "
+                f"them); or, while nobody needs what is in it, make the topic anew: delete it, then `semel write "
+                f"{name} FILE --partitions {topic.partitions} --on {log.name}`."
             )
     for name, made in internal.items():
         if len(prefix + name) > NAME_LENGTH_MAX:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from semel.errors import SemelError, UsageError
 from semel.ports import Done, Fenced, Log, NewTopic, Position, TopicInfo, TopicPartition
 from semel.streams import graph as g
-from semel.streams.layout import UNFINISHED, Delivered, Layout, lay_out
+from semel.streams.layout import UNFINISHED, Delivered, Layout, lay_out, leftovers
 
 COUNT_MAX = 100_000  # records are counted for a person up to here
 
@@ -58,7 +58,10 @@ def plan(graph: g.Graph, log: Log, to: To, *, prefix: str, delivered: Delivered)
     asked = []
     for name in (node.topic.name for node in graph.nodes if isinstance(node, g.Read)):
         if prefix + name not in there:
-            raise UsageError(f"{log.name}: there is no topic {prefix}{name}, which the app reads: nothing to reset.")
+            raise UsageError(
+                f"{log.name}: there is no topic {prefix}{name}, which the app reads: nothing to reset. `semel topics "
+                f"--on {log.name}` lists what is there; `semel write {prefix}{name} FILE --on {log.name}` makes it."
+            )
         asked += _partitions(prefix + name, there[prefix + name].partitions)
     emptied: list[Waiting] = []
     kept: list[Waiting] = []
@@ -124,6 +127,13 @@ def beginning(
         )
     made = next(new for new in without.created if new.name == prefix + name)
     return made, {at: position for at, position in found.items() if position is not None}
+
+
+def left_by_others(graph: g.Graph, log: Log, *, prefix: str, delivered: Delivered) -> list[str]:
+    """What removed or renamed operators, states and sinks have left and the next start will stop for, each with the
+    command that gives it up."""
+    names = [*graph.topics, *graph.internal]
+    return leftovers(graph, log, Layout(prefix, dict.fromkeys(names, 1), {}), delivered)
 
 
 def _states(graph: g.Graph) -> Mapping[str, str]:

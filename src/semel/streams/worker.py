@@ -150,8 +150,8 @@ class Worker:
         self._layout = lay_out(self._graph, self._log, prefix=self._prefix, trace=self._trace)
         topics = sorted(self._home)
         self._log.join([self._prefix + topic for topic in topics], self)
-        for message in leftovers(self._graph, self._log, self._layout, self._delivered):
-            raise LayoutError(message)
+        if messages := leftovers(self._graph, self._log, self._layout, self._delivered):
+            raise LayoutError("\n".join(messages))
         if self._asked is not None:
             for message in taken_by_others(self._graph, self._log, self._layout, self._asked):
                 raise LayoutError(message)
