@@ -59,6 +59,9 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
+    "sources/postgres_session.py": {"psycopg"},
+    "sources/postgres_table_connection.py": {"psycopg"},
+    "sources/postgres_table_trial.py": {"psycopg"},
     "sources/files_parquet.py": {"pyarrow"},
     "sources/files_trial.py": {"pyarrow"},
     "receiver/postgres.py": {"psycopg"},
@@ -83,7 +86,7 @@ PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 # Rooms of guests, each with the files in it that decide and therefore may not.
 PURE = {
     "sinks": {"__init__", "sink", "delivery", "cut_delivery", "cuts", "trouble", "origin", "objects_form", "http"},
-    "sources": {"__init__", "source", "positions", "ingest", "files"},
+    "sources": {"__init__", "source", "positions", "ingest", "files", "postgres_table"},
     "receiver": {"__init__", "rules"},
 }
 
