@@ -67,6 +67,9 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
     "sinks/mariadb_two_phase_connection.py": {"pymysql"},
+    "sources/postgres_session.py": {"psycopg"},
+    "sources/postgres_table_connection.py": {"psycopg"},
+    "sources/postgres_table_trial.py": {"psycopg"},
     "sources/files_parquet.py": {"pyarrow"},
     "sources/files_trial.py": {"pyarrow"},
     "sinks/arrow_rows.py": {"pyarrow"},
@@ -104,7 +107,7 @@ PURE = {
         "documents",
         "delta_positions",
     },
-    "sources": {"__init__", "source", "positions", "ingest", "files"},
+    "sources": {"__init__", "source", "positions", "ingest", "files", "postgres_table"},
     "receiver": {"__init__", "rules"},
 }
 

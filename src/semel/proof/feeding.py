@@ -1,7 +1,6 @@
-"""The sources of one run of verify: the app's own, over a place of the run's own, filled while the ingests read them.
+"""The sources of one run of verify: the app's own, over a place of the run's own, filled while they are read.
 
-Invariant: what a source must have put into its topic is read back from the source itself, by other means than the
-ingest.
+Invariant: what a source must have put into its topic is read back from the source itself, not by the ingest.
 """
 
 from __future__ import annotations

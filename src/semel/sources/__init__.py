@@ -1,5 +1,6 @@
 """Where records enter the log. Each source states its contract as data; `Topic(…, source=…)` declares one."""
 
 from semel.sources.files import Files
+from semel.sources.postgres_table import PostgresTable
 
-__all__ = ["Files"]
+__all__ = ["Files", "PostgresTable"]
