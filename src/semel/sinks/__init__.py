@@ -1,5 +1,6 @@
 """Where records leave the log. Each sink states its contract in its type."""
 
+from semel.sinks.files import Files
 from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
@@ -12,6 +13,7 @@ from semel.sinks.sqlite import SQLite
 
 __all__ = [
     "HTTP",
+    "Files",
     "Lines",
     "MariaDB",
     "MariaDBTwoPhase",
