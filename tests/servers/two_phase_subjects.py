@@ -3,15 +3,19 @@ import them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from semel.host.postgres import PostgresServer
-from semel.sinks import MariaDBTwoPhase, PostgresTwoPhase
-from semel.testing.contracts import Subject, over_the_wire
+from semel.sinks import Files, MariaDBTwoPhase, PostgresTwoPhase
+from semel.testing.contracts import Entry, Subject, lost_at_the_call, over_the_wire
 from tests.servers import mariadb_subjects
-from tests.sinks.subjects import HAND_OVER_S, at_port, left_in_postgres, read_postgres
+from tests.sinks.subjects import HAND_OVER_S, at_port, left_in_a_folder, left_in_postgres, read_postgres
 from tests.support.mariadb import MariaDBServer
 
 CUTS: dict[str, Any] = {"records": 10, "seconds": 0.01}
@@ -67,3 +71,49 @@ def mariadb_subject(make: Callable[[str, str], Any], server: MariaDBServer) -> S
 
 def mariadb_at_port(server: MariaDBServer, port: int) -> str:
     return server.url.replace(f":{server.port}/", f":{port}/")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def files_jsonl(address: str, suffix: str) -> Files:
+    return Files(address, name="entries", **CUTS).renamed(suffix)
+
+
+def files_csv(address: str, suffix: str) -> Files:
+    return Files(address, name="entries", format="csv", value=Entry, compression="gzip", **CUTS).renamed(suffix)
+
+
+def read_files(address: str, suffix: str) -> Iterable[tuple[str, int]]:
+    """Every file that a reader who lists folders sees: hidden names are not among them."""
+    for file in sorted(Path(address + suffix).glob("0*/[!.]*")):
+        if file.suffix == ".gz":
+            lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+            yield from ((r["id"], int(r["n"])) for r in csv.DictReader(lines))
+        else:
+            yield from ((r["id"], r["n"]) for r in map(json.loads, file.read_text().splitlines()))
+
+
+def arm_files(connection: Any, instead: Callable[[Callable[[], Any]], Any]) -> None:
+    phases = connection.phases
+    rename = phases._rename
+
+    def once(old: Any, new: Any) -> None:
+        phases._rename = rename
+        instead(lambda: rename(old, new))
+
+    phases._rename = once
+
+
+def files_subject(make: Callable[[str, str], Any], folder: Path) -> Subject:
+    address = str(folder / "kit")
+    return Subject(
+        make=make,
+        address=address,
+        read=read_files,
+        orphans=left_in_a_folder,
+        loses=lambda: lost_at_the_call(address, arm_files, lambda: OSError(5, "Input/output error")),
+        poison=() if make is files_jsonl else (b'{"id": "p", "m": 1}', b"[1]"),
+        hand_over_s=1.0,
+        large=LARGE,
+    )

@@ -2,6 +2,7 @@
 
 from semel.sinks.delta import DeltaLake
 from semel.sinks.duckdb import DuckDB
+from semel.sinks.files import Files
 from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
@@ -20,6 +21,7 @@ __all__ = [
     "HTTP",
     "DeltaLake",
     "DuckDB",
+    "Files",
     "Lines",
     "MariaDB",
     "MariaDBTwoPhase",

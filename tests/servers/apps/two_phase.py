@@ -1,5 +1,5 @@
 """Orders into sinks that prepare: Postgres (TWO_PHASE_POSTGRES), each one and the latest per customer; MariaDB
-(TWO_PHASE_MARIADB), the latest per customer."""
+(TWO_PHASE_MARIADB), the latest per customer; files (TWO_PHASE_FILES), each one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from msgspec import Struct
 
 from semel import App, Builder, Topic
-from semel.sinks import MariaDBTwoPhase, PostgresTwoPhase
+from semel.sinks import Files, MariaDBTwoPhase, PostgresTwoPhase
 
 
 class Order(Struct, frozen=True):
@@ -27,6 +27,8 @@ def phases(b: Builder) -> None:
         read.write(PostgresTwoPhase(dsn, "latest", key="customer", name="latest", seconds=0.1))
     if url := os.environ.get("TWO_PHASE_MARIADB"):
         read.write(MariaDBTwoPhase(url, "latest", key="customer", name="mariadb", seconds=0.1))
+    if folder := os.environ.get("TWO_PHASE_FILES"):
+        read.write(Files(folder, name="files", seconds=0.1))
 
 
 def some_orders() -> dict[Topic[str, Order], list[tuple[str, Order]]]:
