@@ -61,6 +61,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/arrow_rows.py": {"pyarrow"},
     "sinks/duckdb_connection.py": {"duckdb"},
     "sinks/delta_connection.py": {"deltalake", "pyarrow"},
+    "sinks/iceberg_connection.py": {"pyiceberg"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }

@@ -3,6 +3,7 @@
 from semel.sinks.delta import DeltaLake
 from semel.sinks.duckdb import DuckDB
 from semel.sinks.http import HTTP
+from semel.sinks.iceberg import Iceberg
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.objects import Objects
@@ -10,4 +11,15 @@ from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_versioned import PostgresVersioned
 from semel.sinks.sqlite import SQLite
 
-__all__ = ["HTTP", "DeltaLake", "DuckDB", "Lines", "MariaDB", "Objects", "Postgres", "PostgresVersioned", "SQLite"]
+__all__ = [
+    "HTTP",
+    "DeltaLake",
+    "DuckDB",
+    "Iceberg",
+    "Lines",
+    "MariaDB",
+    "Objects",
+    "Postgres",
+    "PostgresVersioned",
+    "SQLite",
+]
