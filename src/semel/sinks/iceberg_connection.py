@@ -334,8 +334,9 @@ class IcebergConnection:
         scales = [{one.name: one.scale for one in self._found}.get(name) for name in self._shape.key]
         literals = [[_literal(part, scale) for part, scale in zip(key, scales, strict=True)] for key in found]
         if len(places) == 1:
-            return _in(self._shape.key[0], [parts[0] for parts in literals])
-        each = [
+            keys: BooleanExpression = _in(self._shape.key[0], [parts[0] for parts in literals])
+            return keys
+        each: list[BooleanExpression] = [
             And(*(_equal(name, part) for name, part in zip(self._shape.key, parts, strict=True))) for parts in literals
         ]
         return each[0] if len(each) == 1 else Or(*each)
