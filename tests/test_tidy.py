@@ -78,6 +78,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/redis_connection.py": {"redis"},
     "sinks/opensearch_http.py": {"urllib3"},
     "sinks/mongodb_connection.py": {"pymongo", "bson"},
+    "sinks/iceberg_connection.py": {"pyiceberg"},
     "receiver/postgres.py": {"psycopg"},
     "app.py": {"semel.host"},
 }

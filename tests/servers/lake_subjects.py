@@ -9,9 +9,11 @@ from typing import Any
 
 import duckdb
 from deltalake import DeltaTable
+from pyiceberg.catalog import load_catalog
+from sqlalchemy.exc import OperationalError
 
 from semel.ports import SinkConnection
-from semel.sinks import DeltaLake, DuckDB
+from semel.sinks import DeltaLake, DuckDB, Iceberg
 from semel.testing.contracts import Subject, lost_at_the_call, over_the_wire
 from tests.sinks.subjects import S3_BUCKET, s3_options
 
@@ -104,7 +106,7 @@ def delta_subject(make: Callable[[str, str], Any], folder: Path) -> Subject:
         read=read_delta,
         orphans=left_in_folder,
         loses=lambda: lost_at_the_call(address, arm, lambda: OSError("Generic LocalFileSystem error")),
-        hand_over_s=2.0,
+        hand_over_s=20.0 if make is delta_appended else None,  # there is no lock: time for the successor's commits
     )
 
 
@@ -112,7 +114,8 @@ S3_DELTA = f"s3://{S3_BUCKET}/delta"
 
 
 def delta_options(address: str) -> dict[str, str]:
-    return {**s3_options(address), "allow_http": "true"}
+    # After a crash SeaweedFS answers 500 until its volumes have come back to its master.
+    return {**s3_options(address), "allow_http": "true", "max_retries": "100", "retry_timeout": "60s"}
 
 
 def delta_s3_keyed(address: str, suffix: str) -> DeltaLake:
@@ -149,5 +152,57 @@ def delta_s3_subject(make: Callable[[str, str], Any], port: int, crash: Callable
         orphans=left_in_delta_s3,
         loses=lambda: over_the_wire(port, b"_delta_log/0000000000000000000", at),
         crash=crash,
-        hand_over_s=2.0,
+    )
+
+
+# --- Iceberg ---------------------------------------------------------------------------------------------------------
+
+
+def iceberg_options(address: str) -> dict[str, str]:
+    """A catalog in SQLite in the folder `address`; or, where a file `uri` lies there, in the database that it names."""
+    said = Path(address) / "uri"
+    uri = said.read_text() if said.exists() else f"sqlite:///{address}/catalog.db"
+    return {"type": "sql", "uri": uri, "warehouse": f"file://{address}/warehouse"}
+
+
+def iceberg_keyed(address: str, suffix: str) -> Iceberg:
+    options = iceberg_options(address)
+    return Iceberg("kit.entries", key="id", name="entries", seconds=0, options=options).renamed(suffix)
+
+
+def iceberg_appended(address: str, suffix: str) -> Iceberg:
+    return Iceberg("kit.entries", name="entries", seconds=0, options=iceberg_options(address)).renamed(suffix)
+
+
+def read_iceberg(address: str, suffix: str) -> Iterable[tuple[str, int]]:
+    catalog: Any = load_catalog("default", **iceberg_options(address))
+    try:
+        return [
+            (row["id"], row["n"]) for row in catalog.load_table(f"kit.entries{suffix}").scan().to_arrow().to_pylist()
+        ]
+    finally:
+        catalog.engine.dispose()
+
+
+def left_in_iceberg(address: str, suffix: str) -> Sequence[str]:
+    catalog: Any = load_catalog("default", **iceberg_options(address))
+    try:
+        made = catalog.list_tables("kit") if catalog.namespace_exists("kit") else []
+        tables = [".".join(name) for name in made if name[-1].endswith(suffix)]
+    finally:
+        catalog.engine.dispose()
+    return tables + [str(file) for file in Path(address).rglob(f"*{suffix}/*")]
+
+
+def iceberg_subject(make: Callable[[str, str], Any], folder: Path, uri: str = "") -> Subject:
+    if uri:
+        (folder / "uri").write_text(uri)
+    address = str(folder)
+    return Subject(
+        make=make,
+        address=address,
+        read=read_iceberg,
+        orphans=left_in_iceberg,
+        loses=lambda: lost_at_the_call(address, arm, lambda: OperationalError("COMMIT", None, Exception("gone"))),
+        hand_over_s=20.0 if make is iceberg_appended else None,
     )

@@ -3,15 +3,29 @@ sink, and what only a log of versions gets wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
+from semel.contract import Claim, LogIdentity
+from semel.errors import UsageError
+from semel.ports import Done, Fenced, NotDone, Outcome, Step, Unknown
 from semel.sinks import DeltaLake
-from semel.testing.contracts import ContractTests, Subject
+from semel.sinks import delta_connection as under
+from semel.sinks.sink import Diverged, RowRefused, SinkError
+from semel.testing import trials
+from semel.testing.contracts import ContractTests, Refused, Subject, run
 from tests.servers import lake_subjects as subjects
 from tests.sinks.conftest import MakeSink
+from tests.sinks.planted_sinks import Planted
+from tests.sinks.subjects import S3_BUCKET, S3_SECRET
 from tests.sinks.test_tables import (  # noqa: F401
     test_a_key_of_any_type_finds_its_row,
     test_any_value_with_named_fields_is_a_row,
@@ -36,7 +50,35 @@ from tests.sinks.test_transactional import (  # noqa: F401
     test_the_last_value_of_a_key_replaces_the_row,
     test_without_a_key_every_value_is_inserted,
 )
+from tests.sinks.values import Total, claimed, deleted, held, opened, rows, totals
 from tests.support.seaweed import SeaweedProcess
+
+REFUSED, PACKAGE = CommitFailedError, "deltalake"
+MAKES, SUBJECT = [subjects.delta_keyed, subjects.delta_appended], subjects.delta_subject
+
+
+def made(folder: Path, schema: Any) -> None:
+    DeltaTable.create(folder / "totals", schema)
+
+
+def removed(folder: Path) -> None:
+    shutil.rmtree(folder / "totals")
+
+
+def apart(connection: Any, pending: list[Any]) -> None:
+    """A mistake: the position in a commit of its own."""
+    commit = connection._commit
+
+    def without(table: Any, batch: Any, numbers: Any, properties: Any) -> None:
+        if batch is None:
+            return commit(table, batch, numbers, properties)
+        real, connection._commit_numbers = connection._commit_numbers, lambda *words: None
+        commit(table, batch, numbers, CommitProperties())
+        connection._commit_numbers = real
+        pending.append(lambda: real(connection._opened(), numbers, "late"))
+        return None
+
+    connection._commit = without
 
 
 @pytest.fixture
@@ -61,10 +103,283 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess
 class TestDeltaOnS3(ContractTests):
     """On the real server, which is killed; the answers to commits are cut on the wire."""
 
-    @pytest.fixture(params=[subjects.delta_s3_keyed, subjects.delta_s3_appended], ids=["keyed", "appended"])
-    def subject(self, request: pytest.FixtureRequest, seaweed: SeaweedProcess) -> Subject:
+    @pytest.fixture
+    def subject(self, seaweed: SeaweedProcess) -> Subject:
         def crash() -> None:
             seaweed.kill()
             seaweed.start()
 
-        return subjects.delta_s3_subject(request.param, seaweed.port, crash)
+        return subjects.delta_s3_subject(subjects.delta_s3_keyed, seaweed.port, crash)
+
+
+# --- between the comparison and the commit ---------------------------------------------------------------------------
+
+
+class At:
+    """Steps that do something once, at `step`."""
+
+    def __init__(self, step: Step, do: Callable[[], object]) -> None:
+        self._step, self._do = step, do
+
+    def reached(self, step: Step) -> None:
+        if step is self._step:
+            self._step, do = Step.LOG_FENCED, self._do
+            do()
+
+
+BATCHES = ["rows", "deletes", "nothing"]
+
+
+def raced(sink: Any, what: str) -> tuple[Outcome, bool]:
+    """A batch whose owner is superseded after it has compared epoch and position, before it commits: what is said of
+    it, and whether it left anything."""
+    successor = opened(sink)
+    first = rows(sink, [Total("a", 1), Total("b", 1)])
+    claim = claimed(successor, sink)
+    assert successor.write(claim, 0, 2, "r", first) == Done()
+    taken: list[Claim] = []
+    late = opened(sink, steps=At(Step.SINK_BEFORE, lambda: taken.append(claimed(successor, sink))))
+    stale = claimed(late, sink)
+    batch = rows(sink, [Total("z", 9)], 2) if what == "rows" else []
+    if what == "deletes":
+        batch = [deleted(sink, "nobody", 2)]
+    outcome = late.write(stale, 2, 3, "late", batch)
+    assert taken, "nobody came between"
+    now = claimed(successor, sink)
+    return outcome, held(successor) != totals([("a", 1), ("b", 1)]) or now.position != 2
+
+
+@pytest.mark.parametrize("what", BATCHES)
+@pytest.mark.parametrize("key", ["customer", None])
+def test_a_claim_between_comparison_and_commit_fences(make_sink: MakeSink, key: str | None, what: str) -> None:
+    """S1: the commit itself is refused, rows or none in it; nothing but the claim stands in its way."""
+    if key is None and what == "deletes":
+        return
+    outcome, left = raced(make_sink(key=key), what)
+    assert isinstance(outcome, Fenced), outcome
+    assert not left
+
+
+def test_another_partitions_commit_between_is_none_of_ours(make_sink: MakeSink) -> None:
+    """Two partitions of a keyed sink write in turns, each on a snapshot that the other has made old: both are there."""
+    sink = make_sink(key="customer")
+    other = opened(sink)
+    second = claimed(other, sink, 1)
+    done: list[Outcome] = []
+    batch = rows(sink, [Total("b", 2)])
+    connection = opened(sink, steps=At(Step.SINK_BEFORE, lambda: done.append(other.write(second, 0, 1, "r", batch))))
+    claim = claimed(connection, sink, 0)
+    assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)])) == Done()
+    assert done == [Done()]
+    assert held(connection) == totals([("a", 1), ("b", 2)])
+    assert [claimed(connection, sink, partition).position for partition in (0, 1)] == [1, 1]
+
+
+# --- what is said of a commit that failed ----------------------------------------------------------------------------
+
+
+def armed(sink: Any, instead: Callable[[Any], object]) -> tuple[Outcome, list[tuple[Any, ...]], int]:
+    """One batch whose commit is done by `instead`; what is said, what is held, and the position."""
+    connection: Any = opened(sink)
+    claim = claimed(connection, sink)
+    subjects.arm(connection, instead)
+    outcome = connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)]))
+    return outcome, held(connection), claimed(connection, sink).position
+
+
+@pytest.mark.parametrize("key", ["customer", None])
+def test_a_commit_refused_for_its_own_first_effect_is_done(make_sink: MakeSink, key: str | None) -> None:
+    """S8: a client library sends again when the answer is lost, and is told that the version is taken: by itself."""
+
+    def twice(commit: Any) -> None:
+        commit()
+        raise REFUSED("the version is taken")
+
+    assert armed(make_sink(key=key), twice) == (Done(), totals([("a", 1)]), 1)
+
+
+@pytest.mark.parametrize("key", ["customer", None])
+def test_a_commit_that_was_refused_is_tried_on_what_is_there_now(make_sink: MakeSink, key: str | None) -> None:
+    """Somebody else's commit came first; ours had no effect, and has it now."""
+
+    def refused(commit: Any) -> None:
+        raise REFUSED("somebody else's commit came first")
+
+    assert armed(make_sink(key=key), refused) == (Done(), totals([("a", 1)]), 1)
+
+
+@pytest.mark.parametrize("effect", [False, True])
+def test_any_other_error_of_a_commit_is_unknown(make_sink: MakeSink, effect: bool) -> None:
+    """S8: the claim tells which."""
+
+    def gone(commit: Any) -> None:
+        if effect:
+            commit()
+        raise OSError("the connection is gone")
+
+    outcome, there, position = armed(make_sink(), gone)
+    assert isinstance(outcome, Unknown)
+    assert (there, position) == ((totals([("a", 1)]), 1) if effect else ([], 0))
+
+
+def test_a_commit_that_is_refused_for_ever_is_not_done(make_sink: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tries have a bound; the delivery goes on trying."""
+    monkeypatch.setattr(under, "PAUSE_S", 0)
+
+    def never(*words: Any) -> None:
+        raise REFUSED("somebody else's commit came first")
+
+    sink = make_sink()
+    connection: Any = opened(sink)
+    claim = claimed(connection, sink)
+    connection._commit = never
+    assert isinstance(connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)])), NotDone)
+
+
+# --- another log, and beginning anew ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [(LogIdentity("another", 4), "re-created"), (LogIdentity("topic-id", 6), "6 partitions, the positions .* of 4")],
+)
+def test_another_log_is_diverged_and_the_choice_can_be_taken(
+    make_sink: MakeSink, other: LogIdentity, says: str
+) -> None:
+    """S16: the claim says so and the choice, and changes nothing; what the message tells to call does what it says."""
+    sink = make_sink()
+    connection = opened(sink)
+    claim = claimed(connection, sink)
+    assert connection.write(claim, 0, 5, "r", rows(sink, [Total("a", 1)])) == Done()
+    for partition in (0, 3):
+        with pytest.raises(Diverged, match=says) as diverged:
+            claimed(connection, sink, partition, other)
+        assert "put the former log back" in str(diverged.value)
+    assert (
+        connection.write(
+            claim,
+            5,
+            6,
+            "r",
+            [],
+        )
+        == Done()
+    ), "the epoch did not move"
+    call = str(diverged.value).partition(".begin_anew")[2]
+    eval("sink.begin_anew" + call, {"sink": sink})
+    assert isinstance(connection.write(claim, 6, 7, "r", []), Fenced)
+    anew = claimed(connection, sink, 0, other)
+    assert (anew.incarnation, anew.position, anew.run) == (2, 0, "")
+    assert claimed(connection, sink, 3, other).incarnation == 2
+    assert held(connection) == totals([("a", 1)])
+
+
+# --- planted mistakes ------------------------------------------------------------------------------------------------
+
+
+def later(connection: Any) -> Any:
+    """Rows in one commit, their position in the next one."""
+    pending: list[Any] = []
+    write = connection.write
+
+    def written(*words: Any) -> Any:
+        outcome = write(*words)
+        for commit in pending:
+            commit()
+        pending.clear()
+        return outcome
+
+    apart(connection, pending)
+    connection.write = written
+    return connection
+
+
+def uncompared(connection: Any) -> Any:
+    """What the table says of epoch and position is read, and not compared."""
+    connection._mine = lambda claim, start, there: True
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("mistake", "names"),
+    [(later, ("torn",)), (uncompared, ("zombie", "replay"))],
+    ids=["position outside", "uncompared"],
+)
+@pytest.mark.parametrize("make", MAKES)
+def test_a_planted_mistake_is_found(make: Any, mistake: Any, names: tuple[str, ...], tmp_path: Path) -> None:
+    """S1, S10: the kit is worth what it finds."""
+    for name in names:
+        with pytest.raises(Refused):
+            run(
+                SUBJECT(lambda address, suffix: Planted(make(address, suffix), mistake), tmp_path),
+                getattr(trials, name),
+            )
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_column_would_change_is_refused(make_sink: MakeSink, tmp_path: Path) -> None:
+    """Arrow rounds and shifts without a word; by its offset, and nothing of the batch is written."""
+    columns = {"d": pa.decimal128(9, 2), "i": pa.int32(), "at": pa.timestamp("us", "UTC"), "day": pa.date32()}
+    made(tmp_path, pa.schema([pa.field("customer", pa.string()), *(pa.field(n, t) for n, t in columns.items())]))
+    sink = make_sink()
+    connection = opened(sink, None)
+    claim = claimed(connection, sink)
+    good = {"customer": "a", "d": "1.25", "i": 7, "at": "2020-01-01T02:00:00.123456+02:00", "day": "2020-01-01"}
+    for field, bad in (
+        ("d", "1.255"),
+        ("d", "10000000"),
+        ("i", 2**31),
+        ("at", "2020-01-01T00:00:00"),
+        ("at", "2020-01-01T00:00:00.1234567Z"),
+        ("day", "20200101"),
+    ):
+        with pytest.raises(RowRefused, match=f"'{field}'") as refused:
+            connection.write(claim, 0, 2, "r", rows(sink, [good, {**good, field: bad}]))
+        assert refused.value.offset == 1
+    batch = rows(sink, [good])
+    assert connection.write(claim, 0, 1, "r", batch) == Done()
+    assert list(connection.rows()) == [connection.canonical(batch[0].value or b"")]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.list_(pa.int64()), pa.struct([("x", pa.int64())])], ids=str)
+def test_a_column_that_would_change_any_value_is_refused_at_the_start(
+    make_sink: MakeSink, tmp_path: Path, kind: Any
+) -> None:
+    made(tmp_path, pa.schema([pa.field("customer", pa.string()), pa.field("total", kind)]))
+    for value_type in (None, Total):
+        with pytest.raises(SinkError, match="'total'"):
+            make_sink().open().prepare(value_type)
+
+
+def test_columns_that_semel_does_not_write_stay(make_sink: MakeSink, tmp_path: Path) -> None:
+    """They are null in new rows."""
+    made(tmp_path, pa.schema([pa.field(n, t) for n, t in (("note", pa.string()), ("customer", pa.string()),
+                                                          ("total", pa.int64()))]))  # fmt: skip
+    for key in (None, "customer"):
+        sink = make_sink(key=key, name=f"by-{key}")
+        connection = opened(sink)
+        assert connection.write(claimed(connection, sink), 0, 1, "r", rows(sink, [Total("a", 1)])) == Done()
+
+
+def test_a_table_that_goes_away_is_made_anew_with_its_position(make_sink: MakeSink, tmp_path: Path) -> None:
+    """Rows and position are one: a batch under the former claim is not done, the next claim begins at 0."""
+    sink = make_sink()
+    connection = opened(sink)
+    claim = claimed(connection, sink)
+    assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)])) == Done()
+    removed(tmp_path)
+    assert isinstance(connection.write(claim, 1, 2, "r", rows(sink, [Total("b", 1)], 1)), NotDone)
+    again = claimed(connection, sink)
+    assert (again.epoch, again.position) == (1, 0)
+    assert held(connection) == []
+
+
+def test_it_is_said_which_package_is_missing(make_sink: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the line that installs it."""
+    monkeypatch.delitem(sys.modules, under.__name__)
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match=r"pip install 'semel\["):
+        make_sink().open()

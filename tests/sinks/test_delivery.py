@@ -17,6 +17,7 @@ from semel.host.postgres import PostgresServer
 from semel.ports import Done, NotDone, Position, Step, TopicPartition
 from semel.record.murmur2 import partition_for
 from semel.sinks import Lines, Postgres
+from semel.sinks.cuts import Rule
 from semel.sinks.delivery import REPEAT_MS, Delivery
 from semel.sinks.sink import Diverged, SinkError
 from tests.sinks.conftest import MakeSink
@@ -638,3 +639,49 @@ def test_nothing_here_needs_a_clock_of_its_own() -> None:
     """delivery.py takes the time as an argument (DESIGN, The core decides)."""
     module: Any = sys.modules["semel.sinks.delivery"]
     assert not {"time", "threading", "random", "os"} & set(vars(module))
+
+
+# --- batches by a rule -----------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_written_when_the_sinks_rule_says_so(make_sqlite: MakeSink) -> None:
+    """A sink to which each batch is a file (Delta, Iceberg) is given one per so many records or seconds, not per poll.
+    What waits is not lost: a revoked or refused delivery reads it again."""
+    sink = make_sqlite()
+    sink.rule = Rule(records=5, ms=3_000)
+    log = outbox()
+    worker = Worker(log, sink)
+    put(log, sink, Total("a", 1), Total("b", 1))
+    worker.turn(2)
+    assert held(opened(sink)) == []
+    put(log, sink, Total("c", 1))
+    worker.turn(2)
+    assert held(opened(sink)) == [], "two seconds after the first was read"
+    worker.turn()
+    assert len(held(opened(sink))) == 3, "three seconds after the first"
+    put(log, sink, *(Total("d", n) for n in range(6)))
+    worker.turn()
+    assert len(held(opened(sink))) == 9, "five records and more"
+    assert worker.steps.hits[Step.SINK_AFTER] == 2
+    put(log, sink, Total("e", 1))
+    worker.turn()
+    assert worker.delivery.lag() == 1
+    worker.session.assign(OUTBOX, 0)  # revoked with a record that waits
+    worker.turn(5)
+    assert len(held(opened(sink))) == 10
+    assert worker.delivery.lag() == 0
+
+
+def test_a_batch_that_waited_is_written_once_after_a_fence(make_sqlite: MakeSink) -> None:
+    """Another claim comes while records wait: they are read again under the next claim, and written once."""
+    sink = make_sqlite()
+    sink.rule = Rule(records=100, ms=3_000)
+    log = outbox()
+    worker = Worker(log, sink)
+    put(log, sink, Total("a", 1))
+    worker.turn(2)
+    other = opened(sink)
+    claimed(other, sink, log=LogIdentity(log.topics[OUTBOX].topic_id, 1))
+    worker.turn(10)
+    assert worker.steps.hits[Step.SINK_FENCED] == 1
+    assert held(opened(sink)) == totals([("a", 1)])

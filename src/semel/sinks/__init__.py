@@ -4,6 +4,7 @@ from semel.sinks.delta import DeltaLake
 from semel.sinks.duckdb import DuckDB
 from semel.sinks.files import Files
 from semel.sinks.http import HTTP
+from semel.sinks.iceberg import Iceberg
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.mariadb_two_phase import MariaDBTwoPhase
@@ -22,6 +23,7 @@ __all__ = [
     "DeltaLake",
     "DuckDB",
     "Files",
+    "Iceberg",
     "Lines",
     "MariaDB",
     "MariaDBTwoPhase",

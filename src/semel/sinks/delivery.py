@@ -35,7 +35,7 @@ from semel.ports import (
     Unknown,
 )
 from semel.sinks import cuts, group_position, keep, origin
-from semel.sinks.cuts import Undecided
+from semel.sinks.cuts import Rule, Undecided
 from semel.sinks.sink import RowRefused, SinkError
 from semel.sinks.truncation import Truncation
 
@@ -61,6 +61,10 @@ class _Lane:
     written_ms: int = 0
     told: int = -1  # the group's offset
     moments: list[keep.Moment] | None = None  # None: not read yet
+    waiting: list[Records] = field(default_factory=list)  # read, and not yet enough for a batch (`Sink.rule`)
+    waiting_records: int = 0
+    waiting_bytes: int = 0
+    since_ms: int = 0  # when the first of them came
 
 
 @dataclass(slots=True)
@@ -96,6 +100,8 @@ class Delivery:
         self._sole_owner = sole_owner
         self._at_most_once = isinstance(accept, AtMostOnce)
         self._remembers = sink.contract.position is PositionIn.SINK
+        # A sink to which each batch is a file says when one is due; to others it is what a poll has brought.
+        self._rule: Rule | None = getattr(sink, "rule", None)
         self._steps = steps or NoSteps()
         self._say = say
         self._connection = cast(SinkConnection, sink.open(self._steps))
@@ -172,8 +178,8 @@ class Delivery:
             if lane.claim is None:
                 if now_ms >= lane.due_ms:
                     self._claim(lane)
-            elif at in found or (lane.next > lane.position and now_ms - lane.written_ms >= IDLE_MS):
-                delivered += self._deliver(lane, found.get(at, []))
+            elif at in found or lane.waiting or (lane.next > lane.position and now_ms - lane.written_ms >= IDLE_MS):
+                delivered += self._deliver(lane, self._due(lane, found.get(at, [])))
         if now_ms - self._told_ms >= LAG_MS and self._remembers:
             self._tell(self._lanes.values())
             self._told_ms = now_ms
@@ -251,6 +257,7 @@ class Delivery:
         if lane.claim is not None:
             self._log.pause([lane.at])
             lane.claim = None
+            self._forget(lane)  # read again from the position
         else:
             self._ours(lane)
         pause_ms = min(BACKOFF_MS * 2 ** min(lane.failures, 10), BACKOFF_MAX_MS)
@@ -266,9 +273,32 @@ class Delivery:
 
     # --- a batch ----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, lane: _Lane, found: Sequence[Records]) -> int:
+    def _due(self, lane: _Lane, found: Sequence[Records]) -> Sequence[Records] | None:
+        """What is to be written now; None while the sink's rule waits for more."""
+        if self._rule is None:
+            return found
+        if not lane.waiting_records:
+            lane.since_ms = self._now_ms
+        lane.waiting.extend(found)
+        lane.waiting_records += sum(len(records.offsets) for records in found)
+        lane.waiting_bytes += sum(
+            len(key or b"") + len(value or b"") for records in found for key, value in zip(records.keys, records.values)
+        )
+        enough = lane.waiting_records >= self._rule.records or lane.waiting_bytes >= self._rule.bytes
+        if not enough and lane.waiting_records and self._now_ms - lane.since_ms < self._rule.ms:
+            return None
+        due = lane.waiting
+        self._forget(lane)
+        return due
+
+    def _forget(self, lane: _Lane) -> None:
+        lane.waiting, lane.waiting_records, lane.waiting_bytes = [], 0, 0
+
+    def _deliver(self, lane: _Lane, found: Sequence[Records] | None) -> int:
         claim = lane.claim
         assert claim is not None
+        if found is None:
+            return 0
         rows = [
             Row(offset, timestamp, key, value)
             for records in found

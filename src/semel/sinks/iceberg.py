@@ -1,0 +1,125 @@
+"""An Iceberg table as a sink: `Iceberg("sales.totals", catalog="prod")`. Contract: Transactional.
+
+Nothing here needs the client library; `iceberg_connection.py` does the work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from semel.contract import Contract, LogIdentity, Transactional
+from semel.errors import UsageError
+from semel.ports import NoSteps, SinkConnection, Steps
+from semel.sinks.cuts import Rule
+from semel.sinks.positions import transactional
+from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+
+CONTRACT = transactional(
+    "a catalog and an object store that have answered: always. A local folder as warehouse: the end of processes, not "
+    "a power cut, nothing in it is synced"
+)
+
+
+class Iceberg:
+    """The table NAMESPACE.TABLE of a catalog: one that pyiceberg's own configuration names, or one that `options` say
+    (type, uri, warehouse, credentials: pyiceberg's properties).
+
+    With `key`, a row per key that the last value replaces, and a value None deletes; without, every value is appended.
+    `value` is the type of the values where the topology cannot tell it. A batch is written once `records` records are
+    there, or `seconds` after its first one: each is a snapshot and a file."""
+
+    def __init__(
+        self,
+        table: str,
+        *,
+        catalog: str = "default",
+        key: str | Sequence[str] | None = None,
+        name: str | None = None,
+        value: Any = None,
+        records: int = 10_000,
+        seconds: float = 10.0,
+        options: Mapping[str, str] | None = None,
+        _suffix: str = "",
+    ) -> None:
+        if not re.fullmatch(r"[^.]+(\.[^.]+)+", table):
+            raise SinkError(f"Iceberg table {table!r}: wanted is NAMESPACE.TABLE.")
+        if records < 1 or seconds < 0:
+            raise SinkError(f"Iceberg table {table}: records is above 0, seconds not below.")
+        self.original, self.suffix = table, _suffix
+        self.catalog, self.options = catalog, dict(options or {})
+        self.value_type = value
+        self.rule = Rule(records=records, ms=int(seconds * 1000))
+        self._records, self._seconds = records, seconds
+        self._key = key_fields(key)
+        self._name = name or re.sub(r"[^a-zA-Z0-9._-]+", "-", table)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def table(self) -> str:
+        return self.original + self.suffix
+
+    @property
+    def where(self) -> str:
+        return f"Iceberg table {self.table} of the catalog {self.catalog}"
+
+    @property
+    def kind(self) -> type[Transactional]:
+        return Transactional
+
+    @property
+    def contract(self) -> Contract:
+        return CONTRACT
+
+    @property
+    def key(self) -> tuple[str, ...] | None:
+        return self._key
+
+    def encode_key(self, value: object) -> bytes | None:
+        return None if self._key is None else encode_key(self._key, value)
+
+    def encode_deleted(self, key: object) -> bytes:
+        return encode_deleted(self._key, key, self.where)
+
+    def encode_value(self, value: object) -> bytes:
+        return encode_row(value)
+
+    def renamed(self, suffix: str) -> Iceberg:
+        return Iceberg(
+            self.original,
+            catalog=self.catalog,
+            key=self._key,
+            name=self._name,
+            value=self.value_type,
+            records=self._records,
+            seconds=self._seconds,
+            options=self.options,
+            _suffix=self.suffix + suffix,
+        )
+
+    def open(self, steps: Steps | None = None) -> SinkConnection:
+        made: SinkConnection = self._opened(steps or NoSteps())
+        return made
+
+    def _opened(self, steps: Steps) -> Any:
+        try:
+            from semel.sinks.iceberg_connection import IcebergConnection
+        except ModuleNotFoundError as missing:
+            if missing.name not in ("pyiceberg", "pyarrow"):
+                raise
+            raise UsageError(
+                f"{self.where} needs pyiceberg and pyarrow, which are not installed here: pip install 'semel[iceberg]'"
+            ) from None
+        return IcebergConnection(self, steps)
+
+    def begin_anew(self, *, app: str, topic_id: str, partitions: int) -> None:
+        """The positions of this app's delivery become those of another log, from its start; rows stay. For a person
+        who has read the message that names these values."""
+        self._opened(NoSteps()).begin_anew(app, LogIdentity(topic_id, partitions))
+
+    def __repr__(self) -> str:
+        return f"<{self.where}, key={self._key}>"
