@@ -22,6 +22,7 @@ from semel.sinks.redis import address_of
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.testing import trials
 from semel.testing.contracts import IN_PROCESS, ContractTests, Refused, Subject, run
+from semel.testing.proxy import TcpProxy
 from semel.testing.subject import Counting
 from tests.servers import redis_subjects as subjects
 from tests.sinks.conftest import MakeSink
@@ -195,6 +196,21 @@ def test_the_mark_of_a_deleted_key_stays(make: MakeSink, redis_: RedisProcess) -
             assert (client.get(mark), client.pttl(mark)) == ("1:2", -1)
 
 
+def test_a_script_whose_answer_is_lost_is_sent_once(make: MakeSink, redis_: RedisProcess) -> None:
+    """S8: the client library would send it again by itself and call it done; here it is unknown."""
+    proxy = TcpProxy(redis_.port)
+    try:
+        sink = make(url=f"redis://127.0.0.1:{proxy.port}/0")
+        connection = opened(sink)
+        claim = claimed(connection, sink)
+        assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)])) == Done()
+        proxy.lose_answer(b"EVALSHA")
+        assert isinstance(connection.write(claim, 1, 2, "r", rows(sink, [Total("a", 2)], 1)), Unknown)
+        assert (proxy.cuts, held(connection)) == (1, [("a", "2")])
+    finally:
+        proxy.close()
+
+
 def test_a_foreign_mark_stops_and_nothing_is_written(make: MakeSink, redis_: RedisProcess) -> None:
     """The script looks at everything before it changes anything: Redis does not roll back."""
     sink = make()
@@ -362,11 +378,11 @@ def test_the_choice_can_be_taken(make: MakeSink, redis_: RedisProcess) -> None:
     other = LogIdentity("another", 4)
     with pytest.raises(Diverged, match="was re-created") as diverged:
         claimed(connection, sink, log=other)
-    words = str(diverged.value).partition("HDEL ")[2].replace('"', "").rstrip(".").split(", then ")
+    said = str(diverged.value)
+    words = said[said.index("HINCRBY") :].replace('"', "").rstrip(".").split(", then ")
     with redis_.client() as client:
-        client.execute_command("HDEL", *words[0].split())
-        client.execute_command(*words[1].split())
-    assert isinstance(connection.write(claim, 5, 6, "r", []), Fenced)
+        for command in words:
+            client.execute_command(*command.split())
     claim = claimed(connection, sink, log=other)
     assert (claim.incarnation, claim.position) == (2, 0)
     assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 7)])) == Done()

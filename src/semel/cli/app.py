@@ -194,6 +194,9 @@ def _demanded(at: _At, plan: Plan, layout: Layout) -> Iterator[str]:
         if sink is None or write.outbox not in emptied or sink.contract.position is not PositionIn.SINK:
             continue
         emptied.discard(write.outbox)  # one outbox per sink, however many writes
+        if told := getattr(sink, "anew", ""):  # its positions are no table
+            yield f"{sink.where} still has its position in the former outbox: {told}."
+            continue
         here = LogIdentity(layout.ids[write.outbox], layout.partitions[write.outbox])
         statement = fresh_start(DeliveryId(at.name, sink.name, 0), here, TABLE).partition(": ")[2]
         yield f"{sink.where} still has its position in the former outbox, and takes nothing until you run there:"

@@ -216,16 +216,9 @@ class RedisConnection:
         texts = [one.decode() for one in said]
         if word == b"other":
             other = positions.Stored(delivery.partition, texts[0], int(texts[1]))
-            positions.same_log(delivery, log, [other], self._sink.where, key, self._anew(key, int(texts[1])))
+            positions.same_log(delivery, log, [other], self._sink.where, key, _anew(key, log))
         epoch, incarnation, position = (int(text) for text in texts[:3])
         return Claim(delivery, epoch=epoch, incarnation=incarnation, position=position, run=texts[3], log=log)
-
-    def _anew(self, key: str, partitions: int) -> str:
-        fields = " ".join(f"{n}.position {n}.run" for n in range(partitions))
-        return (
-            "deliver this log from its start, which writes again whatever of it the keys already hold: "
-            f'HDEL "{key}" topic_id partitions {fields}, then HINCRBY "{key}" incarnation 1.'
-        )
 
     # --- a batch ------------------------------------------------------------------------------------------------------
 
@@ -352,6 +345,13 @@ def texts(fields: dict[str, Any]) -> dict[str, str]:
         for name, value in fields.items()
         if value is not None
     }
+
+
+def _anew(key: str, log: LogIdentity) -> str:
+    return (
+        "deliver this log from its start, which writes again whatever of it the keys already hold: "
+        f'HINCRBY "{key}" incarnation 1, then HSET "{key}" topic_id {log.topic_id} partitions {log.partitions}.'
+    )
 
 
 def _sorted(fields: dict[str, str]) -> bytes:

@@ -65,11 +65,14 @@ local log = redis.call('HMGET', K, 'topic_id', 'partitions')
 if log[1] and (log[1] ~= ARGV[2] or log[2] ~= ARGV[3]) then return {'other', log[1], log[2]} end
 redis.call('HSET', K, 'topic_id', ARGV[2], 'partitions', ARGV[3], P .. '.holder', ARGV[4])
 redis.call('HSETNX', K, 'incarnation', '1')
-redis.call('HSETNX', K, P .. '.position', '0')
-redis.call('HSETNX', K, P .. '.run', '')
+local incarnation = redis.call('HGET', K, 'incarnation')
+-- What was said of another incarnation is no position in this one.
+if redis.call('HGET', K, P .. '.incarnation') ~= incarnation then
+  redis.call('HSET', K, P .. '.incarnation', incarnation, P .. '.position', '0', P .. '.run', '')
+end
 redis.call('HINCRBY', K, P .. '.epoch', 1)
-local now = redis.call('HMGET', K, P .. '.epoch', 'incarnation', P .. '.position', P .. '.run')
-return {'claimed', now[1], now[2], now[3], now[4]}
+local now = redis.call('HMGET', K, P .. '.epoch', P .. '.position', P .. '.run')
+return {'claimed', now[1], incarnation, now[2], now[3]}
 """
 
 # KEYS: the positions of a delivery. ARGV: partition, epoch, start, end, run. A position that is behind `start` has gone
