@@ -292,6 +292,31 @@ def test_weak_settings_are_named(tmp_path: Path, make: MakeSink) -> None:
         assert "cannot be read" in note and "word" not in note
 
 
+def test_a_server_without_room_changes_nothing(tmp_path: Path) -> None:
+    """Redis does not roll back, and refuses a script at its first write. It is waited for; so is one that is not
+    there."""
+    for form in ("hash", "json"):
+        with RedisProcess(redis_server(), tmp_path / form) as server:
+            sink = Redis(server.url, "totals", key="customer", form=form)  # type: ignore[arg-type]
+            connection = opened(sink)
+            claim = claimed(connection, sink)
+            batch = rows(sink, [Total("a", 1), Total("b", 1)])
+            assert connection.write(claim, 0, 2, "r", batch) == Done()
+            before = held(connection)
+            later = [deleted(sink, "a", 2), *rows(sink, [Total("b", 2)], 3)]
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+                outcome = connection.write(claim, 2, 4, "r", later)
+                assert isinstance(outcome, NotDone) and "maxmemory" in outcome.reason
+                assert (held(connection), client.get("semel:mark:totals:a")) == (before, "1:0")
+                client.config_set("maxmemory", 0)
+            assert connection.write(claim, 2, 4, "r", later) == Done()
+            assert [row[0] for row in held(connection)] == ["b"]
+            server.kill()
+            assert isinstance(connection.write(claim, 4, 5, "r", rows(sink, [Total("a", 1)], 4)), Unknown | NotDone)
+            assert isinstance(connection.write(claim, 4, 5, "r", rows(sink, [Total("a", 1)], 4)), NotDone)
+
+
 def test_a_position_that_went_back_is_not_moved_on(tmp_path: Path) -> None:
     """S13: a server that came back without what it acknowledged, unseen by the owner, who goes on with the next batch.
     What it lost would be skipped."""

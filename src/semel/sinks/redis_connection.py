@@ -167,7 +167,7 @@ class RedisConnection:
                 f"{sink.where}: its keys were begun as {there.decode()}, declared is {said}. Name another prefix, or "
                 f"remove the keys {sink.prefix}:* and semel:*:{sink.prefix}* first."
             )
-        self._notes = self._weaknesses(client)
+        self._notes = self._weaknesses(self._connected())  # on a cluster, of the node that was found
 
     def _weaknesses(self, client: redis.Redis) -> list[str]:
         where = self._sink.where

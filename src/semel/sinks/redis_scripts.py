@@ -16,7 +16,8 @@ end
 
 # KEYS: of each row its key and its mark. ARGV: incarnation, form, now in ms, how long the mark of a deleted row stays
 # in ms (or ""); then of each row its offset and its payload ("": deleted; a hash: names, texts in turn, MessagePack).
-# Answers how many rows had an effect, and the marks that cannot be read.
+# A server without room refuses a script at its first write, which is a SET: nothing is changed then. Answers how many
+# rows had an effect, and a mark that cannot be read.
 ROWS = (
     LESS
     + """
@@ -37,10 +38,11 @@ for row = 1, #KEYS / 2 do
     taken = taken + 1
     local version, payload = ARGV[1] .. ':' .. ARGV[3 + 2 * row], ARGV[4 + 2 * row]
     if payload == '' then
-      redis.call('DEL', KEYS[2 * row - 1])
       redis.call('SET', KEYS[2 * row], version .. ':' .. ARGV[3])
       if ARGV[4] ~= '' then redis.call('PEXPIRE', KEYS[2 * row], ARGV[4]) end
+      redis.call('DEL', KEYS[2 * row - 1])
     else
+      redis.call('SET', KEYS[2 * row], version)
       if ARGV[2] == 'json' then
         redis.call('SET', KEYS[2 * row - 1], payload)
       else
@@ -50,7 +52,6 @@ for row = 1, #KEYS / 2 do
           redis.call('HSET', KEYS[2 * row - 1], unpack(fields, from, math.min(from + 999, #fields)))
         end
       end
-      redis.call('SET', KEYS[2 * row], version)
     end
   end
 end
