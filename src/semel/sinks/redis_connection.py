@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +37,7 @@ PASSING = (
     exceptions.OutOfMemoryError,
     exceptions.ClusterDownError,
     exceptions.TryAgainError,
+    exceptions.AskError,  # the slot is on its way to another node
     exceptions.MasterDownError,
     exceptions.BusyLoadingError,
 )
@@ -97,7 +99,7 @@ class RedisConnection:
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
                 single_connection_client=True,
-                client_name=f"semel-{self._sink.name}"[:60],
+                client_name=re.sub(r"[^!-~]", "-", f"semel-{self._sink.name}")[:60],
                 **tls,
             )
         return self._client
