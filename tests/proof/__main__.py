@@ -56,7 +56,7 @@ CAMPAIGNS = {
         pytest("tests/servers/test_kafka.py::test_verify_holds_on_apache_kafka"), {"KAFKA_CRASHES": "100"},
     ),
     "mongodb": Campaign(
-        "MongoDB's protocol on an imitation (FerretDB 1.24 over SQLite): contract kit, planted mistakes, verify",
+        "MongoDB's protocol, imitated (FerretDB 1.24 over SQLite): contract kit, planted mistakes, verify",
         pytest("tests/servers/test_mongodb.py"), {"FERRETDB": "build"},
     ),
     "sim": Campaign("2,000 seeds of the simulator", [SEMEL, "sim", "--seeds", "1:2001", "--json"]),

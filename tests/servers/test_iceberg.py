@@ -3,7 +3,6 @@ transactional sink, and what only a catalog that compares snapshots gets wrong."
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -22,13 +22,17 @@ from semel.sinks.opensearch_connection import OpenSearchConnection
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.testing import trials
 from semel.testing.contracts import ContractTests, Refused, Subject, run
+from semel.testing.proxy import TcpProxy
 from semel.testing.subject import Counting
 from tests.servers import opensearch_subjects as subjects
+from tests.servers import redis_subjects
 from tests.servers.opensearch_subjects import asked
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Altered, Planted
 from tests.sinks.values import Total, claimed, deleted, held, opened, rows
 from tests.support.opensearch import OpenSearchProcess
+from tests.support.redis import RedisProcess, redis_server, valkey_server
+from tests.support.verifying import verified
 
 _numbers = itertools.count()
 
@@ -231,6 +235,26 @@ def test_an_older_write_is_stale_and_no_error(make: MakeSink) -> None:
     assert isinstance(connection.write(claim, 1, 2, "r", rows(sink, [Total("a", 1)], 1)), Fenced)
     assert held(heir) == [("a", 2)]
     assert sink.kind is Versioned
+
+
+def test_a_bulk_whose_answer_is_lost_is_sent_once(make: MakeSink, node: OpenSearchProcess) -> None:
+    """S8: it is unknown, and nobody has sent it again behind our back: the version that is there is its own."""
+    proxy = TcpProxy(node.port)
+    try:
+        sink = make(url=f"http://127.0.0.1:{proxy.port}")
+        connection = opened(sink)
+        claim = claimed(connection, sink)
+        for needle in (b'"version_type":"external"', b"/_doc/semel"):
+            at = claim.position
+            proxy.lose_answer(needle)
+            outcome = connection.write(claim, at, at + 1, "r", rows(sink, [Total("a", at)], at))
+            assert isinstance(outcome, Unknown), (needle, outcome)
+            claim = claimed(connection, sink)
+            assert connection.write(claim, claim.position, at + 1, "r", rows(sink, [Total("a", at)], at)) == Done()
+            claim = claimed(connection, sink)
+        assert (proxy.cuts, claim.position) == (2, 2)
+    finally:
+        proxy.close()
 
 
 def test_a_deleted_document_is_hidden_from_its_readers(make: MakeSink, node: OpenSearchProcess) -> None:
@@ -436,6 +460,21 @@ def test_field_names_that_would_become_others_are_refused(make: MakeSink) -> Non
     with pytest.raises(SinkError, match="a point makes two fields"):
         make(value=value_type).open().prepare(None)
     assert isinstance(make(url="http://127.0.0.1:1").open().prepare(Total), NotDone)
+
+
+def test_verify_holds_on_redis_valkey_and_opensearch(node: OpenSearchProcess, tmp_path: Path) -> None:
+    """`semel verify`: 24 kills and more, at every step of the path, zombies without effect, nothing lost, repeated or
+    put back; afterwards no key, no index and no alias of the run is left."""
+    with (
+        RedisProcess(redis_server(), tmp_path / "redis") as redis,
+        RedisProcess(valkey_server(), tmp_path / "valkey") as valkey,
+    ):
+        outputs = ["sink redis", "sink valkey", "sink opensearch"]
+        environ = {"REDIS": redis.url, "VALKEY": valkey.url, "OPENSEARCH": node.url}
+        verified("versioned", outputs, 24, {f"VERSIONED_{name}": url for name, url in environ.items()})
+        for url in (redis.url, valkey.url):
+            assert not redis_subjects.left(url, "")
+    assert not [name for name in subjects.left(node.url, "") if "latest" in name]
 
 
 def test_a_missing_extra_says_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:

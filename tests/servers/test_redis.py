@@ -22,6 +22,7 @@ from semel.sinks.redis import address_of
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.testing import trials
 from semel.testing.contracts import IN_PROCESS, ContractTests, Refused, Subject, run
+from semel.testing.proxy import TcpProxy
 from semel.testing.subject import Counting
 from tests.servers import redis_subjects as subjects
 from tests.sinks.conftest import MakeSink
@@ -195,6 +196,21 @@ def test_the_mark_of_a_deleted_key_stays(make: MakeSink, redis_: RedisProcess) -
             assert (client.get(mark), client.pttl(mark)) == ("1:2", -1)
 
 
+def test_a_script_whose_answer_is_lost_is_sent_once(make: MakeSink, redis_: RedisProcess) -> None:
+    """S8: the client library would send it again by itself and call it done; here it is unknown."""
+    proxy = TcpProxy(redis_.port)
+    try:
+        sink = make(url=f"redis://127.0.0.1:{proxy.port}/0")
+        connection = opened(sink)
+        claim = claimed(connection, sink)
+        assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)])) == Done()
+        proxy.lose_answer(b"EVALSHA")
+        assert isinstance(connection.write(claim, 1, 2, "r", rows(sink, [Total("a", 2)], 1)), Unknown)
+        assert (proxy.cuts, held(connection)) == (1, [("a", "2")])
+    finally:
+        proxy.close()
+
+
 def test_a_foreign_mark_stops_and_nothing_is_written(make: MakeSink, redis_: RedisProcess) -> None:
     """The script looks at everything before it changes anything: Redis does not roll back."""
     sink = make()
@@ -274,6 +290,31 @@ def test_weak_settings_are_named(tmp_path: Path, make: MakeSink) -> None:
             client.execute_command("ACL SETUSER limited on >word ~* &* +@all -config")
         (note,) = opened(make(url=server.url.replace("//", "//limited:word@"))).notes()
         assert "cannot be read" in note and "word" not in note
+
+
+def test_a_server_without_room_changes_nothing(tmp_path: Path) -> None:
+    """Redis does not roll back, and refuses a script at its first write. It is waited for; so is one that is not
+    there."""
+    for form in ("hash", "json"):
+        with RedisProcess(redis_server(), tmp_path / form) as server:
+            sink = Redis(server.url, "totals", key="customer", form=form)  # type: ignore[arg-type]
+            connection = opened(sink)
+            claim = claimed(connection, sink)
+            batch = rows(sink, [Total("a", 1), Total("b", 1)])
+            assert connection.write(claim, 0, 2, "r", batch) == Done()
+            before = held(connection)
+            later = [deleted(sink, "a", 2), *rows(sink, [Total("b", 2)], 3)]
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+                outcome = connection.write(claim, 2, 4, "r", later)
+                assert isinstance(outcome, NotDone) and "maxmemory" in outcome.reason
+                assert (held(connection), client.get("semel:mark:totals:a")) == (before, "1:0")
+                client.config_set("maxmemory", 0)
+            assert connection.write(claim, 2, 4, "r", later) == Done()
+            assert [row[0] for row in held(connection)] == ["b"]
+            server.kill()
+            assert isinstance(connection.write(claim, 4, 5, "r", rows(sink, [Total("a", 1)], 4)), Unknown | NotDone)
+            assert isinstance(connection.write(claim, 4, 5, "r", rows(sink, [Total("a", 1)], 4)), NotDone)
 
 
 def test_a_position_that_went_back_is_not_moved_on(tmp_path: Path) -> None:
@@ -362,11 +403,11 @@ def test_the_choice_can_be_taken(make: MakeSink, redis_: RedisProcess) -> None:
     other = LogIdentity("another", 4)
     with pytest.raises(Diverged, match="was re-created") as diverged:
         claimed(connection, sink, log=other)
-    words = str(diverged.value).partition("HDEL ")[2].replace('"', "").rstrip(".").split(", then ")
+    said = str(diverged.value)
+    words = said[said.index("HINCRBY") :].replace('"', "").rstrip(".").split(", then ")
     with redis_.client() as client:
-        client.execute_command("HDEL", *words[0].split())
-        client.execute_command(*words[1].split())
-    assert isinstance(connection.write(claim, 5, 6, "r", []), Fenced)
+        for command in words:
+            client.execute_command(*command.split())
     claim = claimed(connection, sink, log=other)
     assert (claim.incarnation, claim.position) == (2, 0)
     assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 7)])) == Done()

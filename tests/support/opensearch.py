@@ -31,8 +31,9 @@ def libs() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not list(folder.glob("opensearch-2*.jar")):
             subprocess.run(["mvn", "-B", "-ntp", "-q", "-f", str(HERE / "pom.xml"), "package"], check=True, timeout=600)
-        if not (folder / "Node.class").exists():
-            words = ["javac", "-cp", f"{folder}/*", "-d", str(folder), str(HERE / "Node.java")]
+        source, made = HERE / "Node.java", folder / "Node.class"
+        if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
+            words = ["javac", "-cp", f"{folder}/*", "-d", str(folder), str(source)]
             subprocess.run(words, check=True, timeout=120)
     return folder
 

@@ -14,7 +14,7 @@ from tests.support.planted import ROOT
 
 
 def verified(app: str, outputs: Sequence[str], crashes: int, environ: dict[str, str]) -> dict[str, Any]:
-    """The report of a run that holds: every step of a delivery was died at, a zombie refused, each output is there."""
+    """The report of a run that holds: every step of a delivery was hit, a zombie was refused, each output is there."""
     command = [sys.executable, "-m", "semel.cli.main", "verify", f"tests/servers/apps/{app}.py"]
     done = subprocess.run(
         [*command, f"--crashes={crashes}", "--seed=3", "--json"],

@@ -229,7 +229,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     if leaving.asked:
         done = worker.progress
         told = f"left {run.app.name}: {_many(done.records, 'record')} processed, {_many(done.commits, 'commit')}"
-        _say("; ".join([told, *(delivery.left for delivery in deliveries if delivery.left)]))
+        _say("; ".join([told, *(t.left for t in threads if isinstance(t, _DeliveryThread) and t.left)]))
 
 
 def _announce(run: Run, slot: Slot, where: str, graph: g.Graph, worker: Worker) -> str:

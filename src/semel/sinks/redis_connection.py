@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +37,7 @@ PASSING = (
     exceptions.OutOfMemoryError,
     exceptions.ClusterDownError,
     exceptions.TryAgainError,
+    exceptions.AskError,  # the slot is on its way to another node
     exceptions.MasterDownError,
     exceptions.BusyLoadingError,
 )
@@ -97,7 +99,7 @@ class RedisConnection:
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
                 single_connection_client=True,
-                client_name=f"semel-{self._sink.name}"[:60],
+                client_name=re.sub(r"[^!-~]", "-", f"semel-{self._sink.name}")[:60],
                 **tls,
             )
         return self._client
@@ -167,7 +169,7 @@ class RedisConnection:
                 f"{sink.where}: its keys were begun as {there.decode()}, declared is {said}. Name another prefix, or "
                 f"remove the keys {sink.prefix}:* and semel:*:{sink.prefix}* first."
             )
-        self._notes = self._weaknesses(client)
+        self._notes = self._weaknesses(self._connected())  # on a cluster, of the node that was found
 
     def _weaknesses(self, client: redis.Redis) -> list[str]:
         where = self._sink.where
@@ -216,16 +218,9 @@ class RedisConnection:
         texts = [one.decode() for one in said]
         if word == b"other":
             other = positions.Stored(delivery.partition, texts[0], int(texts[1]))
-            positions.same_log(delivery, log, [other], self._sink.where, key, self._anew(key, int(texts[1])))
+            positions.same_log(delivery, log, [other], self._sink.where, key, _anew(key, log))
         epoch, incarnation, position = (int(text) for text in texts[:3])
         return Claim(delivery, epoch=epoch, incarnation=incarnation, position=position, run=texts[3], log=log)
-
-    def _anew(self, key: str, partitions: int) -> str:
-        fields = " ".join(f"{n}.position {n}.run" for n in range(partitions))
-        return (
-            "deliver this log from its start, which writes again whatever of it the keys already hold: "
-            f'HDEL "{key}" topic_id partitions {fields}, then HINCRBY "{key}" incarnation 1.'
-        )
 
     # --- a batch ------------------------------------------------------------------------------------------------------
 
@@ -352,6 +347,13 @@ def texts(fields: dict[str, Any]) -> dict[str, str]:
         for name, value in fields.items()
         if value is not None
     }
+
+
+def _anew(key: str, log: LogIdentity) -> str:
+    return (
+        "deliver this log from its start, which writes again whatever of it the keys already hold: "
+        f'HINCRBY "{key}" incarnation 1, then HSET "{key}" topic_id {log.topic_id} partitions {log.partitions}.'
+    )
 
 
 def _sorted(fields: dict[str, str]) -> bytes:

@@ -16,7 +16,8 @@ end
 
 # KEYS: of each row its key and its mark. ARGV: incarnation, form, now in ms, how long the mark of a deleted row stays
 # in ms (or ""); then of each row its offset and its payload ("": deleted; a hash: names, texts in turn, MessagePack).
-# Answers how many rows had an effect, and the marks that cannot be read.
+# A server without room refuses a script at its first write, which is a SET: nothing is changed then. Answers how many
+# rows had an effect, and a mark that cannot be read.
 ROWS = (
     LESS
     + """
@@ -37,10 +38,11 @@ for row = 1, #KEYS / 2 do
     taken = taken + 1
     local version, payload = ARGV[1] .. ':' .. ARGV[3 + 2 * row], ARGV[4 + 2 * row]
     if payload == '' then
-      redis.call('DEL', KEYS[2 * row - 1])
       redis.call('SET', KEYS[2 * row], version .. ':' .. ARGV[3])
       if ARGV[4] ~= '' then redis.call('PEXPIRE', KEYS[2 * row], ARGV[4]) end
+      redis.call('DEL', KEYS[2 * row - 1])
     else
+      redis.call('SET', KEYS[2 * row], version)
       if ARGV[2] == 'json' then
         redis.call('SET', KEYS[2 * row - 1], payload)
       else
@@ -50,7 +52,6 @@ for row = 1, #KEYS / 2 do
           redis.call('HSET', KEYS[2 * row - 1], unpack(fields, from, math.min(from + 999, #fields)))
         end
       end
-      redis.call('SET', KEYS[2 * row], version)
     end
   end
 end
@@ -65,11 +66,14 @@ local log = redis.call('HMGET', K, 'topic_id', 'partitions')
 if log[1] and (log[1] ~= ARGV[2] or log[2] ~= ARGV[3]) then return {'other', log[1], log[2]} end
 redis.call('HSET', K, 'topic_id', ARGV[2], 'partitions', ARGV[3], P .. '.holder', ARGV[4])
 redis.call('HSETNX', K, 'incarnation', '1')
-redis.call('HSETNX', K, P .. '.position', '0')
-redis.call('HSETNX', K, P .. '.run', '')
+local incarnation = redis.call('HGET', K, 'incarnation')
+-- What was said of another incarnation is no position in this one.
+if redis.call('HGET', K, P .. '.incarnation') ~= incarnation then
+  redis.call('HSET', K, P .. '.incarnation', incarnation, P .. '.position', '0', P .. '.run', '')
+end
 redis.call('HINCRBY', K, P .. '.epoch', 1)
-local now = redis.call('HMGET', K, P .. '.epoch', 'incarnation', P .. '.position', P .. '.run')
-return {'claimed', now[1], now[2], now[3], now[4]}
+local now = redis.call('HMGET', K, P .. '.epoch', P .. '.position', P .. '.run')
+return {'claimed', now[1], incarnation, now[2], now[3]}
 """
 
 # KEYS: the positions of a delivery. ARGV: partition, epoch, start, end, run. A position that is behind `start` has gone
