@@ -482,8 +482,7 @@ class CutDelivery:
         moved = {
             at: said.position
             for at, lane in self._lanes.items()
-            if (said := lane.progress) is not None
-            and (said.position > lane.told or self._truncation.due(lane.moments, self._now_ms, said.position))
+            if (said := lane.progress) is not None and said.position > lane.told
         }
         if unread := [at for at in moved if self._lanes[at].moments is None]:
             for at, committed in self._log.committed(unread).items():

@@ -380,12 +380,7 @@ class Delivery:
         """The group's offsets follow, for whoever watches the lag; the outcome does not matter."""
         if not self._remembers:
             return
-        moved = [
-            lane
-            for lane in lanes
-            if lane.claim is not None
-            and (lane.position > lane.told or self._truncation.due(lane.moments, self._now_ms, lane.position))
-        ]
+        moved = [lane for lane in lanes if lane.claim is not None and lane.position > lane.told]
         if unread := [lane.at for lane in moved if lane.moments is None]:
             for at, position in self._log.committed(unread).items():
                 self._lanes[at].moments = keep.parsed(group_position.moments_in(position))

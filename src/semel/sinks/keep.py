@@ -39,21 +39,15 @@ def text(moments: Sequence[Moment]) -> str:
 
 
 def noted(moments: Sequence[Moment], now_ms: int, position: int, keep_ms: int) -> list[Moment]:
-    """With this moment, where the last is old enough. Moments past `position` (a rewind) or past the clock (it was put
+    """With this moment; the one before it goes where it is too close to its own predecessor, so that the last is always
+    the newest. Moments past `position` (a rewind) or past the clock (it was put
     back) are forgotten, and of those older than `keep_ms` all but the last."""
     good = [moment for moment in moments if moment.offset <= position and moment.ms <= now_ms]
     due = [moment for moment in good if moment.ms <= now_ms - keep_ms]
     good = good[max(0, len(due) - 1) :]
-    if not good or now_ms - good[-1].ms >= keep_ms // MOMENTS:
-        good.append(Moment(now_ms, position))
-    return good
-
-
-def due(moments: Sequence[Moment] | None, now_ms: int, position: int, keep_ms: int) -> bool:
-    """Whether a position that stands still has to be noted: what was reached since the last moment ages, too."""
-    if not moments:
-        return False
-    return moments[-1].offset < position and now_ms - moments[-1].ms >= keep_ms // MOMENTS
+    if len(good) > 1 and good[-1].ms - good[-2].ms < keep_ms // MOMENTS:
+        good.pop()
+    return [*good, Moment(now_ms, position)]
 
 
 def old(moments: Sequence[Moment], now_ms: int, position: int, keep_ms: int) -> int:

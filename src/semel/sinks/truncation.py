@@ -27,9 +27,6 @@ class Truncation:
     def noted(self, moments: Sequence[keep.Moment], now_ms: int, position: int) -> list[keep.Moment]:
         return [] if self._keep_ms is None else keep.noted(moments, now_ms, position, self._keep_ms)
 
-    def due(self, moments: Sequence[keep.Moment] | None, now_ms: int, position: int) -> bool:
-        return self._keep_ms is not None and keep.due(moments, now_ms, position, self._keep_ms)
-
     def step(self, now_ms: int, lanes: Sequence[tuple[TopicPartition, Sequence[keep.Moment], int]]) -> None:
         """Now and then deletes what is old enough; `lanes`: partitions claimed here, with their positions."""
         if self._keep_ms is None or now_ms - self._last_ms < EACH_MS:
