@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from semel.contract import Claim, LogIdentity
@@ -25,7 +25,6 @@ from semel.testing.contracts import ContractTests, Refused, Subject, run
 from tests.servers import lake_subjects as subjects
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Planted
-from tests.sinks.subjects import S3_BUCKET, S3_SECRET
 from tests.sinks.test_tables import (  # noqa: F401
     test_a_key_of_any_type_finds_its_row,
     test_any_value_with_named_fields_is_a_row,
@@ -380,6 +379,7 @@ def test_it_is_said_which_package_is_missing(make_sink: MakeSink, monkeypatch: p
     """With the line that installs it."""
     monkeypatch.delitem(sys.modules, under.__name__)
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.raises(UsageError, match=r"pip install 'semel\["):
         make_sink().open()
