@@ -367,6 +367,7 @@ def test_it_is_said_which_package_is_missing(make_sink: MakeSink, monkeypatch: p
     """With the line that installs it."""
     monkeypatch.delitem(sys.modules, under.__name__)
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.raises(UsageError, match=r"pip install 'semel\["):
         make_sink().open()

@@ -122,7 +122,7 @@ class DeltaLake:
         try:
             from semel.sinks.delta_connection import DeltaConnection
         except ModuleNotFoundError as missing:
-            if missing.name not in ("deltalake", "pyarrow"):
+            if (missing.name or "").partition(".")[0] not in ("deltalake", "pyarrow"):
                 raise
             raise UsageError(
                 f"{self.where} needs deltalake and pyarrow, which are not installed here: pip install 'semel[delta]'"

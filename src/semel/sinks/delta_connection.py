@@ -57,6 +57,9 @@ class DeltaConnection:
         self._found: list[Found] = []
         self._schema: Any = None  # Arrow's, of the table
         self._notes: list[str] = []
+        # What one snapshot says of partitions, by its version: read from the log, a file for each commit of it.
+        self._known: dict[DeliveryId, delta_positions.At] = {}
+        self._known_at = -1
         self._proved = False  # the store was seen to refuse a second commit of one version
         self._remote = "://" in sink.url and not sink.url.startswith("file:")
         self._options = _options(sink)
@@ -120,7 +123,7 @@ class DeltaConnection:
         unique = [frozenset(sink.key or ())]
         columns = judged(DELTA, sink.where, self._found, wanted, sink.key, unique)
         self._shape = Shape(columns, arrow_rows.converts(columns, self._found), sink.key, sink.where)
-        self._table = table
+        self._table, self._known_at = table, -1
         return table
 
     def _create(self, wanted: Sequence[Column] | None) -> None:
@@ -177,6 +180,7 @@ class DeltaConnection:
     def _claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
         for turn in range(TRIES):
             table = self._prepare()
+            stale = self._opened() if self._remote and not self._proved else table
             version = table.transaction_version
             facts = delta_positions.facts(version, delivery.app, delivery.sink)
             now = delta_positions.lane(version, delivery)
@@ -193,8 +197,7 @@ class DeltaConnection:
                 time.sleep(PAUSE_S * turn)
                 continue
             if self._remote and not self._proved:
-                self._prove(table, numbers)
-            table.update_incremental()
+                self._prove(stale, numbers)
             incarnation = facts.incarnation or 1
             return Claim(delivery, now.epoch + 1, incarnation, now.position, now.run, log)
         return NotDone(f"{self._sink.where}: {TRIES} commits of others came before the claim; trying again")
@@ -227,6 +230,8 @@ class DeltaConnection:
             partition_by=table.metadata().partition_columns,
             commit_properties=_properties(numbers, what, retries),
         )
+        if retries is None:
+            table.update_incremental()
 
     # --- a batch --------------------------------------------------------------------------------------------------
 
@@ -239,10 +244,10 @@ class DeltaConnection:
         batch = self._batch(upserts, deletes)
         self._steps.reached(Step.ROWS_AFTER)
         for turn in range(TRIES):
-            table = self._trying(self._latest)
-            if isinstance(table, NotDone):
-                return table
-            there = delta_positions.lane(table.transaction_version, claim.delivery)
+            seen = self._trying(lambda: self._seen(claim.delivery))
+            if isinstance(seen, NotDone):
+                return seen
+            table, there = seen
             if not self._mine(claim, start, there):
                 return self._superseded(claim, start, there)
             self._steps.reached(Step.POSITION_BEFORE)
@@ -260,42 +265,63 @@ class DeltaConnection:
                 if not isinstance(outcome, Done):
                     return outcome
             except Exception as why:
+                self._table = None
                 return Unknown(f"{self._sink.where}: the commit of [{start}, {end}) failed: {self._told(why)}")
+            else:
+                self._committed(table, claim.delivery, delta_positions.At(claim.epoch, end))
             self._steps.reached(Step.SINK_AFTER)
             return Done()
         return NotDone(f"{self._sink.where}: {TRIES} commits of others came before this batch; trying again")
 
     def _latest(self) -> DeltaTable:
         if self._table is None:
-            self._table = self._opened()
+            self._table, self._known_at = self._opened(), -1
         self._table.update_incremental()
+        if not self._table.history(1):  # a table that was removed, or made anew: an update alone does not notice
+            self._table, self._known_at = self._opened(), -1
         return self._table
 
-    def _mine(self, claim: Claim, start: int, there: delta_positions.Lane) -> bool:
-        """Whether this snapshot's epoch and position are what the batch is written under."""
-        return (there.epoch, there.position) == (claim.epoch, start)
+    def _seen(self, delivery: DeliveryId) -> tuple[DeltaTable, delta_positions.At]:
+        """The latest snapshot, and what it says of a partition."""
+        table = self._latest()
+        if table.version() != self._known_at:
+            self._known, self._known_at = {}, table.version()
+        if delivery not in self._known:
+            self._known[delivery] = delta_positions.at(table.transaction_version, delivery)
+        return table, self._known[delivery]
 
-    def _superseded(self, claim: Claim, start: int, there: delta_positions.Lane) -> Fenced:
+    def _committed(self, table: DeltaTable, delivery: DeliveryId, now: delta_positions.At) -> None:
+        """What was known of the snapshot before is known of this one, if nothing but our commit lies between."""
+        if table.version() == self._known_at + 1:
+            self._known[delivery], self._known_at = now, table.version()
+        else:
+            self._known_at = -1
+
+    def _mine(self, claim: Claim, start: int, there: delta_positions.At) -> bool:
+        """Whether this snapshot's epoch and position are what the batch is written under."""
+        return there == (claim.epoch, start)
+
+    def _superseded(self, claim: Claim, start: int, there: delta_positions.At) -> Fenced:
+        said = self._trying(lambda: delta_positions.lane(self._latest().transaction_version, claim.delivery).holder)
+        holder = "" if isinstance(said, NotDone) else f", held by {said}"
         return Fenced(
-            f"{self._sink.where}: epoch {there.epoch}, position {there.position}, held by {there.holder}; ours was "
-            f"epoch {claim.epoch}, position {start}"
+            f"{self._sink.where}: epoch {there.epoch}, position {there.position}{holder}; ours was epoch "
+            f"{claim.epoch}, position {start}"
         )
 
     def _looked_up(self, claim: Claim, start: int, end: int, run: str, why: Exception) -> Outcome | None:
         """What became of a commit that was refused. A request that was sent twice, because its first answer was lost,
         is refused for its own first effect. None: it had none, and may be tried on the new snapshot."""
         self._table = None
-        table = self._trying(self._latest)
-        if isinstance(table, NotDone):
-            return Unknown(
-                f"{self._sink.where}: [{start}, {end}) was refused, and the table cannot be read: {table.reason}"
-            )
-        there = delta_positions.lane(table.transaction_version, claim.delivery)
+        found = self._trying(lambda: delta_positions.lane(self._latest().transaction_version, claim.delivery))
+        if isinstance(found, NotDone):
+            return Unknown(f"{found.reason}, after [{start}, {end}) was refused")
+        there = delta_positions.At(found.epoch, found.position)
         if there.position <= start:  # it moves forward only: ours is not there, nor can it come any more
             return None if self._mine(claim, start, there) else self._superseded(claim, start, there)
-        if (there.epoch, there.position, there.run) == (claim.epoch, end, run):
+        if (there, found.run) == ((claim.epoch, end), run):
             return Done()  # nobody else writes under our epoch
-        return Unknown(f"{self._sink.where}: [{start}, {end}) was refused, and {there}: {self._told(why)}")
+        return Unknown(f"{self._sink.where}: [{start}, {end}) was refused, and {found}: {self._told(why)}")
 
     def _batch(self, upserts: Sequence[Upsert], deletes: Sequence[Delete]) -> Any:
         """The rows to append; with a key the rows to merge, those that go away marked. None: no row."""
@@ -318,15 +344,13 @@ class DeltaConnection:
         """Rows and position, in one commit."""
         if batch is None:
             self._commit_numbers(table, numbers, "position")
-            self._table = None
         elif self._shape is not None and self._shape.key is None:
             write_deltalake(table, batch, mode="append", commit_properties=properties)
         else:
+            before = table.version()
             self._merge(table, batch, properties)
-            name, position = next((n, v) for n, v in numbers.items() if n.endswith(":position"))
-            if table.transaction_version(name) != position:  # nothing was there to delete: a merge commits nothing then
+            if table.version() == before:  # nothing was there to delete: a merge commits nothing then
                 self._commit_numbers(table, numbers, "position")
-                self._table = None
 
     def _merge(self, table: DeltaTable, batch: Any, properties: CommitProperties) -> None:
         assert self._shape is not None and self._shape.key is not None

@@ -23,6 +23,13 @@ Numbers = Mapping[str, int]
 BYTES = 7  # of text in a number: it stays positive
 
 
+class At(NamedTuple):
+    """What a batch is written under."""
+
+    epoch: int
+    position: int
+
+
 class Lane(NamedTuple):
     """What the table says of one partition of a delivery."""
 
@@ -48,14 +55,14 @@ def lane_id(delivery: DeliveryId) -> str:
     return f"{delivery_id(delivery.app, delivery.sink)}/{delivery.partition}"
 
 
+def at(version: Version, delivery: DeliveryId) -> At:
+    own = lane_id(delivery)
+    return At(version(f"{own}:epoch") or 0, version(f"{own}:position") or 0)
+
+
 def lane(version: Version, delivery: DeliveryId) -> Lane:
     own = lane_id(delivery)
-    return Lane(
-        version(f"{own}:epoch") or 0,
-        version(f"{own}:position") or 0,
-        _text(version, f"{own}:run"),
-        _text(version, f"{own}:holder"),
-    )
+    return Lane(*at(version, delivery), _text(version, f"{own}:run"), _text(version, f"{own}:holder"))
 
 
 def facts(version: Version, app: str, sink: str) -> Facts:

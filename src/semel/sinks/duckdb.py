@@ -93,7 +93,7 @@ class DuckDB:
         try:
             from semel.sinks.duckdb_connection import DuckDBConnection
         except ModuleNotFoundError as missing:
-            if missing.name not in ("duckdb", "pyarrow"):
+            if (missing.name or "").partition(".")[0] not in ("duckdb", "pyarrow"):
                 raise
             raise UsageError(
                 f"{self.where} needs duckdb and pyarrow, which are not installed here: pip install 'semel[duckdb]'"

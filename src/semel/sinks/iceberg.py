@@ -109,7 +109,7 @@ class Iceberg:
         try:
             from semel.sinks.iceberg_connection import IcebergConnection
         except ModuleNotFoundError as missing:
-            if missing.name not in ("pyiceberg", "pyarrow"):
+            if (missing.name or "").partition(".")[0] not in ("pyiceberg", "pyarrow"):
                 raise
             raise UsageError(
                 f"{self.where} needs pyiceberg and pyarrow, which are not installed here: pip install 'semel[iceberg]'"
