@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -35,24 +36,40 @@ class TestPostgresAppended(ContractTests):
         return subjects.postgres_subject(subjects.postgres_once, postgres, postgres.dsn)
 
 
-def test_verify_reads_through_the_view(postgres: PostgresServer, tmp_path: Path) -> None:
-    """Killed at every step of the path: repeats were stored, and behind the view each row is there once. The report
-    goes to a page, too."""
-    page = tmp_path / "report.html"
-    command = [sys.executable, "-m", "semel.cli.main", "verify", "tests/servers/apps/appended.py"]
+def verified(page: Path, *words: str, **environ: str) -> tuple[int, dict[str, Any], str]:
+    command = [sys.executable, "-m", "semel.cli.main", "verify", "tests/servers/apps/appended.py", "--json"]
     done = subprocess.run(
-        [*command, f"--crashes={CRASHES}", "--seed=5", "--json", f"--html={page}"],
+        [*command, f"--html={page}", *words],
         cwd=ROOT,
-        env={**os.environ, "APPENDED_POSTGRES": postgres.dsn},
+        env={**os.environ, **environ},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    report = json.loads(done.stdout) if done.stdout else {}
-    said = f"{done.stdout}\n{done.stderr}"
-    assert (done.returncode, report.get("verdict"), report.get("counterexample")) == (0, "holds", None), said
+    return done.returncode, json.loads(done.stdout) if done.stdout else {}, f"{done.stdout}\n{done.stderr}"
+
+
+def test_verify_reads_through_the_view(postgres: PostgresServer, tmp_path: Path) -> None:
+    """Killed at every step of the path: repeats were stored, and behind the view each row is there once. The report
+    goes to a page, too."""
+    page = tmp_path / "report.html"
+    code, report, said = verified(page, f"--crashes={CRASHES}", "--seed=5", APPENDED_POSTGRES=postgres.dsn)
+    assert (code, report.get("verdict"), report.get("counterexample")) == (0, "holds", None), said
     assert report["outputs"]["sink each"]["present"] > 0
     assert report["stored"]["each"] > report["outputs"]["sink each"]["present"], "no repeat was stored: nothing tried"
     with psycopg.connect(postgres.dsn) as connection:
         assert not connection.execute("SELECT relname FROM pg_class WHERE relname ~ 'orders|semel_'").fetchall()
     assert "holds" in page.read_text()
+
+
+def test_verify_finds_a_view_that_removes_nothing(postgres: PostgresServer, tmp_path: Path) -> None:
+    """Planted: repeats come through. Counter-example and page name the committed record that is there twice."""
+    page = tmp_path / "report.html"
+    kills = ("--crashes=2", "--at=sink.after", "--at=position.before")
+    code, report, said = verified(page, *kills, APPENDED_POSTGRES=postgres.dsn, APPENDED_PLANTED="view")
+    assert (code, report.get("verdict")) == (1, "broken"), said
+    found = report["outputs"]["sink each"]
+    assert found["repeated"] > 0 and not found["lost"] and not found["wrong"], said
+    assert "there 2 times (committed once as appended-each-outbox-" in report["counterexample"]
+    told = page.read_text()
+    assert "Verdict: broken" in told and "committed once as appended-each-outbox-" in told
