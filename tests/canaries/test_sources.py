@@ -11,6 +11,7 @@ from tests.canaries.test_processor_and_sinks import test_a_planted_bug_is_found 
 INGEST = "tests/sources/test_ingest.py::"
 FILES = "tests/sources/test_files.py::"
 TABLE = "tests/sources/test_postgres_table.py::"
+HTTP = "tests/sources/test_http_endpoint.py::"
 CRASHES = INGEST + "test_ended_at_every_step_each_row_is_there_once"
 
 BUGS = [
@@ -149,6 +150,27 @@ BUGS = [
         (Edit("sources/postgres_table_connection.py", "if last < int(known.after[0]):", "if False:"),),
         (TABLE + "test_a_table_that_is_not_the_one_that_was_read_stops_it",),
         "DID NOT RAISE",
+    ),
+    Bug(
+        "an endpoint answers before the commit",
+        (
+            Edit(
+                "sources/http_endpoint_connection.py",
+                "                    self._portion.append(waiting)\n",
+                "                    waiting.reply(answer_of(len(waiting.records)))\n",
+            ),
+        ),
+        (HTTP + "test_an_answer_of_the_log_that_is_lost_is_told_as_unknown",),
+    ),
+    Bug(
+        "an endpoint forgets the keys that its predecessor took",
+        (Edit("sources/http_endpoint_connection.py", "TakenKeys(positions, round", "TakenKeys({}, round"),),
+        (HTTP + "test_a_crash_before_the_answer_is_resolved_by_the_same_key[ingest.commit]",),
+    ),
+    Bug(
+        "S18: what lies below the floor is run again",
+        (Edit("sources/http_endpoint_keys.py", "self.floor(sent) or 0, now_ms)", "0, now_ms)"),),
+        (HTTP + "test_floors_keep_what_expiry_forgets",),
     ),
 ]
 

@@ -45,7 +45,7 @@ def test_sources_hold(tmp_path: Path, database: str) -> None:
     assert (code, report.get("verdict"), report.get("counterexample")) == (0, "holds", None), said
     assert report["kills"]["worker"] + report["kills"]["broker"] >= CRASHES and report["refused"] >= 1, said
     assert all(report["steps"][step] > 0 for step in SOURCE_STEPS)
-    for name in ("source orders", "source events"):
+    for name in ("source orders", "source events", "source calls"):
         assert report["outputs"][name]["present"] > 500, said
     assert sorted(path.name for path in tmp_path.iterdir() if "verify" in path.name) == []
     with psycopg.connect(database) as connection:

@@ -20,7 +20,8 @@ import msgspec
 from semel.sources.http_endpoint import HTTPEndpoint
 from semel.sources.source import Coder
 
-SENDERS = 4
+SENDERS = 8
+SIZES = (1, 20, 5, 40)
 TIMEOUT_S = 3.0
 PAUSE_S = 0.05
 
@@ -28,6 +29,7 @@ PAUSE_S = 0.05
 class EndpointTrial:
     def __init__(self, source: HTTPEndpoint, topic: Any) -> None:
         self._source, self._topic = source, topic
+        self._plain = topic.value_serde.type in (str, bytes)
         self._rows: list[bytes] = []
         self._waiting: queue.Queue[tuple[int, bytes]] = queue.Queue()
         self._ended = threading.Event()
@@ -39,10 +41,15 @@ class EndpointTrial:
             threading.Thread(target=self._send, name=f"verify-sends-{n}", daemon=True).start()
 
     def add(self, rows: Sequence[Any]) -> None:
-        for row in rows:
-            body = row.encode() if isinstance(row, str) else row if isinstance(row, bytes) else msgspec.json.encode(row)
-            self._rows.append(body)
-            self._waiting.put((next(self._numbers), body))
+        made = [
+            r.encode() if isinstance(r, str) else r if isinstance(r, bytes) else msgspec.json.encode(r) for r in rows
+        ]
+        self._rows += made
+        while made:
+            number = next(self._numbers)
+            count = 1 if self._plain else SIZES[number % len(SIZES)]  # records in one request
+            some, made = made[:count], made[count:]
+            self._waiting.put((number, some[0] if count == 1 else b"[" + b",".join(some) + b"]"))
 
     def _send(self) -> None:
         while not self._ended.is_set():
@@ -83,9 +90,8 @@ class EndpointTrial:
 
     def rows(self) -> Sequence[tuple[bytes | None, bytes | None]]:
         coder = Coder(self._topic, self._source.key)
-        plain = coder.of_str or self._topic.value_serde.type is bytes
         return [
-            coder.record((row.decode() if coder.of_str else row) if plain else msgspec.json.decode(row))
+            coder.record((row.decode() if coder.of_str else row) if self._plain else msgspec.json.decode(row))
             for row in self._rows
         ]
 

@@ -159,7 +159,7 @@ class Ingest:
     # --- a turn -----------------------------------------------------------------------------------------------------
 
     def step(self, now_ms: int, wait_s: float) -> int:
-        """Claims, reads and commits what is due; the number of records committed. Waits at most `wait_s` when the turn
+        """Claims, reads and commits what is due; 0 when there was nothing. Waits at most `wait_s` when the turn
         before had nothing."""
         self._now_ms = now_ms
         polled: Sequence[Records] = self._log.poll(0.0 if self._busy else wait_s)

@@ -1,5 +1,7 @@
-"""Rows of files and of a table, each to a topic and to a table of SQLite. SOURCES_FOLDER is where the files and the
-SQLite file lie, SOURCES_POSTGRES names a database with the table `events`."""
+"""Rows of files and of a table, and requests, each to a topic and to a table of SQLite.
+
+SOURCES_FOLDER is where the files and the SQLite file lie, SOURCES_POSTGRES names a database with the table `events`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from dataclasses import dataclass
 
 from semel import App, Builder, Topic
 from semel.sinks import SQLite
-from semel.sources import Files, PostgresTable
+from semel.sources import Files, HTTPEndpoint, PostgresTable
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,13 @@ orders = Topic("orders", key=str, value=Order, partitions=2, source=Files(f"{FOL
 events = Topic(
     "events", key=str, value=Order, partitions=2, source=PostgresTable(DATABASE, "events", cursor="id", key="customer")
 )
+calls = Topic(
+    "calls", key=str, value=Order, partitions=2, source=HTTPEndpoint("127.0.0.1:8080", "/calls", key="customer")
+)
 
 
 def build(b: Builder) -> None:
-    for topic in (orders, events):
+    for topic in (orders, events, calls):
         totals = (
             b.read(topic)
             .key_by(lambda order: order.customer, key=str)
