@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "client": (WIRE, {"msgspec"}),
     "streams": (FLOOR, {"msgspec", "typing_extensions"}),
     "sinks": (FLOOR | {"streams"}, {"msgspec", "typing_extensions"}),
-    "sources": (FLOOR | {"streams", "sinks"}, {"msgspec"}),
+    "sources": (FLOOR | {"streams", "sinks", "receiver"}, {"msgspec"}),
     # In other people's applications: it knows nothing of logs and streams.
     "receiver": ({"errors"}, set()),
     "guarantees": ({"errors", "contract", "streams"}, set()),
@@ -108,7 +108,8 @@ PURE = {
         "documents",
         "delta_positions",
     },
-    "sources": {"__init__", "source", "positions", "ingest", "files", "postgres_table"},
+    "sources": {"__init__", "source", "positions", "ingest", "files", "postgres_table", "http_endpoint"}
+    | {"http_endpoint_keys"},
     "receiver": {"__init__", "rules"},
 }
 

@@ -509,7 +509,8 @@ class Portion:
     into one transaction of the log, or neither. Without positions there was nothing to read."""
 
     rows: Sequence[SourceRow] = ()
-    positions: Mapping[str, bytes] = field(default_factory=dict)
+    positions: Mapping[str, bytes | None] = field(default_factory=dict)  # None: it is forgotten
+    idle_ms: int = 100  # how long it is left alone when there was nothing
 
 
 class SourceConnection(Protocol):
@@ -545,7 +546,7 @@ class SourceTrial(Protocol):
 
     def prepare(self) -> None: ...
     def add(self, rows: Sequence[Any]) -> None:
-        """Values of the topic's type as plain dicts and scalars; there when this returns."""
+        """Values of the topic's type as plain dicts and scalars. There at the latest when it is called again."""
         ...
 
     def rows(self) -> Sequence[tuple[bytes | None, bytes | None]]:
@@ -567,6 +568,11 @@ class Source(Protocol):
 
     @property
     def contract(self) -> SourceContract: ...
+    @property
+    def ordered(self) -> bool:
+        """Whether the records of a key keep the order of the source."""
+        ...
+
     @property
     def lanes(self) -> int:
         """How many ingests can work on it side by side, each under a transactional id of its own."""

@@ -10,6 +10,8 @@ from tests.canaries.test_processor_and_sinks import test_a_planted_bug_is_found 
 
 INGEST = "tests/sources/test_ingest.py::"
 FILES = "tests/sources/test_files.py::"
+TABLE = "tests/sources/test_postgres_table.py::"
+HTTP = "tests/sources/test_http_endpoint.py::"
 CRASHES = INGEST + "test_ended_at_every_step_each_row_is_there_once"
 
 BUGS = [
@@ -98,6 +100,77 @@ BUGS = [
         ),
         (FILES + "test_a_file_that_grows_is_followed",),
         "Input data was truncated",
+    ),
+    Bug(
+        "a table: open transactions that have written are not waited for",
+        (
+            Edit(
+                "sources/postgres_table_connection.py", "bound, self._held(connection), 0.0", "bound, frozenset(), 0.0"
+            ),
+        ),
+        (TABLE + "test_a_row_that_commits_late_under_a_lower_number_is_not_left_out[identity]",),
+    ),
+    Bug(
+        "a table: who holds it is asked before the bound is taken",
+        (
+            Edit(
+                "sources/postgres_table_connection.py",
+                "            if self._known is not None:\n"
+                "                self._check_not_back(connection, self._known)\n",
+                "            before = self._held(connection)\n",
+            ),
+            Edit("sources/postgres_table_connection.py", "bound, self._held(connection), 0.0", "bound, before, 0.0"),
+        ),
+        (TABLE + "test_who_wrote_before_the_bound_was_taken_is_waited_for",),
+    ),
+    Bug(
+        "a table: rows of transactions above the oldest open one are read",
+        (
+            Edit(
+                "sources/postgres_table_connection.py",
+                '"{} < pg_snapshot_xmin(pg_current_snapshot())"',
+                '"{} < pg_snapshot_xmax(pg_current_snapshot())"',
+            ),
+        ),
+        (TABLE + "test_a_row_that_commits_late_under_a_lower_number_is_not_left_out[xid8]",),
+    ),
+    Bug(
+        "a table: ordered by the cursor's text",
+        (
+            Edit(
+                "sources/postgres_table_connection.py",
+                'join(sql.Identifier("t", name) for name in self._source.cursor)',
+                "join(map(sql.Identifier, self._source.cursor))",
+            ),
+        ),
+        (TABLE + "test_ended_at_a_step_each_row_is_there_once[identity-ingest.read]",),
+    ),
+    Bug(
+        "a table: a sequence that went back is not noticed",
+        (Edit("sources/postgres_table_connection.py", "if last < int(known.after[0]):", "if False:"),),
+        (TABLE + "test_a_table_that_is_not_the_one_that_was_read_stops_it",),
+        "DID NOT RAISE",
+    ),
+    Bug(
+        "an endpoint answers before the commit",
+        (
+            Edit(
+                "sources/http_endpoint_connection.py",
+                "                    self._portion.append(waiting)\n",
+                "                    waiting.reply(answer_of(len(waiting.records)))\n",
+            ),
+        ),
+        (HTTP + "test_an_answer_of_the_log_that_is_lost_is_told_as_unknown",),
+    ),
+    Bug(
+        "an endpoint forgets the keys that its predecessor took",
+        (Edit("sources/http_endpoint_connection.py", "TakenKeys(positions, round", "TakenKeys({}, round"),),
+        (HTTP + "test_a_crash_before_the_answer_is_resolved_by_the_same_key[ingest.commit]",),
+    ),
+    Bug(
+        "S18: what lies below the floor is run again",
+        (Edit("sources/http_endpoint_keys.py", "self.floor(sent) or 0, now_ms)", "0, now_ms)"),),
+        (HTTP + "test_floors_keep_what_expiry_forgets",),
     ),
 ]
 

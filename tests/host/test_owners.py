@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.ports import Done, Fenced, Log, NewTopic, NotDone, Owner, Owners, TopicPartition
+from semel.ports import Done, Fenced, Ingestors, Log, NewRecord, NewTopic, NotDone, Owner, Owners, TopicPartition
 from tests.sinks.cut_child import opened
 from tests.support.broker import BrokerProcess
 
@@ -98,3 +98,36 @@ def test_a_connection_lost_before_the_next_transaction_is_no_done(
             assert b"%d" % n in found
         if isinstance(outcome, NotDone | Fenced):
             assert b"%d" % n not in found
+
+
+def test_a_transaction_of_several_partitions(place: tuple[Log, Ingestors, object]) -> None:
+    """Sent in two goes, visible when it is committed and not before, with its headers; the next one follows."""
+    log, owners, _ = place
+    owner = owners("orders.ingest.0")
+    owner.initialise()
+    for n in range(2):
+        first = [NewRecord(AT.topic, p, b"k", b"%d" % n, 1_000, [("why", b"so")]) for p in (0, 1)]
+        assert owner.send(first) == Done()
+        assert owner.send([NewRecord(AT.topic, 1, b"p", b"position", 1_000)]) == Done()
+        # (Nobody reads meanwhile: a reader waits for the end of the transaction.)
+        assert owner.commit() == Done()
+    assert values(log) == [b"0", b"position", b"1", b"position"]
+    at = AT._replace(partition=0)
+    (records,) = [r for r in log.read(at, 0, log.ends([at])[at]) if r.offsets]
+    assert list(records.values) == [b"0", b"1"]
+    assert records.headers is not None and [list(pairs) for pairs in records.headers] == [[("why", b"so")]] * 2
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_a_former_ingestor_left_open_is_gone(place: tuple[Log, Ingestors, object], sent: bool) -> None:
+    """Its successor initialises: what was sent is aborted, and sending or committing the rest is refused."""
+    log, owners, _ = place
+    former, heir = owners("orders.ingest.0"), owners("orders.ingest.0")
+    former.initialise()
+    if sent:
+        assert former.send([NewRecord(*AT, b"k", b"former", 1_000)]) == Done()
+    heir.initialise()
+    assert isinstance(former.commit() if sent else former.send([NewRecord(*AT, b"k", b"former", 1_000)]), Fenced)
+    assert heir.send([NewRecord(*AT, b"k", b"heir", 1_000)]) == Done()
+    assert heir.commit() == Done()
+    assert values(log) == [b"heir"]

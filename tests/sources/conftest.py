@@ -1,4 +1,4 @@
-"""One real Postgres for the session, with a database per test."""
+"""One real Postgres for the session, with a schema per test."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]
 
 @pytest.fixture
 def dsn(server: PostgresServer) -> str:
-    """Of a fresh database."""
+    """Of a fresh schema."""
     name = f"source_{next(_numbers)}"
     with psycopg.connect(server.dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return server.dsn.rpartition("/")[0] + "/" + name
+        connection.execute(f"CREATE SCHEMA {name}")
+    return f"{server.dsn}?options=-csearch_path%3D{name}"

@@ -124,6 +124,35 @@ def test_a_transaction_that_is_rolled_back_or_prepared(dsn: str) -> None:
     assert customers(log) == ["b", "prepared"]
 
 
+def test_who_wrote_before_the_bound_was_taken_is_waited_for(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holders are asked for after the bound was taken. Between the two looks, whichever comes first, one begins to
+    write and another one commits behind it."""
+    topic = make(dsn)
+    log = OutboxLog()
+    with connect(dsn) as held, connect(dsn) as other:
+        connection = postgres_table_connection.TableConnection
+        plain, begun = connection._held, []
+
+        def looked(self: Any, session: Any) -> frozenset[str]:
+            found = plain(self, session)
+            if not begun:
+                begun.append(1)
+                put(held, "held")
+                put(other, "b")
+                other.commit()
+            return found
+
+        monkeypatch.setattr(connection, "_held", looked)
+        reader = Reader(log, topic, follow=True)
+        put(other, "a")
+        other.commit()
+        reader.turn(4)
+        assert customers(log) == ["a"]
+        held.commit()
+    reader.turn(4)
+    assert customers(log) == ["a", "b", "held"]
+
+
 def test_new_writers_do_not_hold_up_what_is_settled(dsn: str) -> None:
     """Transactions that began to write after the bound was taken are not waited for: with writers all the time the
     reader goes on."""

@@ -156,12 +156,16 @@ def ingest_all(
         if thread.failed is not None:
             raise thread.failed
         refused = f", {thread.ingest.refused:,} of them refused" if thread.ingest.refused else ""
-        _say(f"{thread.topic}: {thread.ingest.records:,} records read{refused}")
+        _say(f"{thread.topic}: {_many(thread.ingest.records)} read{refused}")
 
 
 def _told(thread: IngestThread) -> str:
     how_far = thread.ingest.progress()
-    return f"{thread.topic}: {thread.ingest.records:,} records" + (f"; {how_far}" if how_far else "")
+    return f"{thread.topic}: {_many(thread.ingest.records)}" + (f"; {how_far}" if how_far else "")
+
+
+def _many(records: int) -> str:
+    return f"{records:,} record" + ("" if records == 1 else "s")
 
 
 def _say(line: str) -> None:

@@ -105,7 +105,7 @@ class EmbeddedStorm:
                 continue
             log.writer(self.prefix + name)(-1, one.key, one.value, one.timestamp, None)
             self.given.setdefault(name, Counter())[input_record(one.key, one.value)] += 1
-        self.feeding.flush()
+        self.feeding.end()  # nothing is added while the app runs
         log.flush()
         log.close()
         engine.close()

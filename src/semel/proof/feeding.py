@@ -54,13 +54,23 @@ class Feeding:
             self._added[name] += len(waiting)
             waiting.clear()
 
+    def end(self) -> None:
+        """Everything that was put is there, and no transaction of ours is open at a source."""
+        self.flush()
+        for trial in self._trials.values():
+            trial.add([])
+
     @property
     def added(self) -> dict[str, int]:
         """How many records each topic must hold in the end."""
         return dict(self._added)
 
     def reckon(self, committed: Committed) -> list[Output]:
-        return [reckon_source(name, self._rows(name), committed) for name in sorted(self.topics)]
+        return [
+            reckon_source(name, self._rows(name), committed, topic.source.ordered)
+            for name, topic in sorted(self.topics.items())
+            if topic.source is not None
+        ]
 
     def _rows(self, name: str) -> Sequence[tuple[bytes | None, bytes | None]]:
         rows = self._trials[name].rows()

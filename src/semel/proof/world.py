@@ -120,7 +120,7 @@ class World:
             self.feed(len(self.waiting))
         else:
             self.feed(RECORDS_PER_S)
-        self.feeding.flush()
+        self.feeding.end()
 
     # --- watching ---
 

@@ -1,6 +1,7 @@
 """Where records enter the log. Each source states its contract as data; `Topic(…, source=…)` declares one."""
 
 from semel.sources.files import Files
+from semel.sources.http_endpoint import HTTPEndpoint
 from semel.sources.postgres_table import PostgresTable
 
-__all__ = ["Files", "PostgresTable"]
+__all__ = ["Files", "HTTPEndpoint", "PostgresTable"]

@@ -72,6 +72,10 @@ class Files:
         return CONTRACT
 
     @property
+    def ordered(self) -> bool:
+        return True
+
+    @property
     def lanes(self) -> int:
         # One: a file that was renamed is known by its content, which only who knows all positions can compare.
         return 1

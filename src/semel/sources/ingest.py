@@ -45,7 +45,6 @@ from semel.sources.source import SourceError
 
 RECORDS_MAX = 5_000  # of one transaction
 FENCED_MS = 500  # the group tells a superseded member that it is one within a heartbeat: time to hear it
-IDLE_MS = 100  # between two looks at a source that had nothing
 PARTITIONS_NEW = 4
 
 
@@ -160,7 +159,7 @@ class Ingest:
     # --- a turn -----------------------------------------------------------------------------------------------------
 
     def step(self, now_ms: int, wait_s: float) -> int:
-        """Claims, reads and commits what is due; the number of records committed. Waits at most `wait_s` when the turn
+        """Claims, reads and commits what is due; 0 when there was nothing. Waits at most `wait_s` when the turn
         before had nothing."""
         self._now_ms = now_ms
         polled: Sequence[Records] = self._log.poll(0.0 if self._busy else wait_s)
@@ -225,7 +224,7 @@ class Ingest:
             self._retry(lane, portion.reason)
             return 0
         if not portion.positions:
-            lane.due_ms = self._now_ms + IDLE_MS
+            lane.due_ms = self._now_ms + portion.idle_ms
             lane.exhausted = connection.exhausted()
             self._went_well(lane)
             return 0
@@ -256,7 +255,10 @@ class Ingest:
         self._steps.reached(Step.INGEST_RECORDS)
         behind = [
             NewRecord(
-                *lane.at, at.encode(), positions.encoded(lane.topic_id, self._source.contract.name, value), self._now_ms
+                *lane.at,
+                at.encode(),
+                None if value is None else positions.encoded(lane.topic_id, self._source.contract.name, value),
+                self._now_ms,
             )
             for at, value in portion.positions.items()
         ]

@@ -71,6 +71,10 @@ class PostgresTable:
         return CONTRACT
 
     @property
+    def ordered(self) -> bool:
+        return True
+
+    @property
     def lanes(self) -> int:
         return 1
 

@@ -62,7 +62,7 @@ class Coder:
                 if self._empty and isinstance(row, dict):
                     row = {n: v for n, v in ((n, self._emptied(n, v)) for n, v in row.items()) if v is not MISSING}
                 value = msgspec.convert(row, self._value_serde.type, strict=not self._lenient, builtin_types=BUILTIN)
-            return self._key_of(row), self._value_serde.encode(value)
+            return self._key_of(row, value), self._value_serde.encode(value)
         except Refused:
             raise
         except (msgspec.MsgspecError, NotFinite, UnicodeError, TypeError, ValueError, OverflowError) as why:
@@ -71,16 +71,17 @@ class Coder:
     def _emptied(self, name: str, value: Any) -> Any:
         return self._empty.get(name, value) if value == "" else value
 
-    def _key_of(self, row: Any) -> bytes | None:
+    def _key_of(self, row: Any, value: object) -> bytes | None:
         if not self._key:
             return None
         if not isinstance(row, Mapping):
             raise Refused("a key is a field, and this row has none")
         parts = []
         for name in self._key:
-            if name not in row or row[name] is None:
+            part = row[name] if name in row else getattr(value, name, None)  # a field's default is its value, too
+            if part is None:
                 raise Refused(f"the field {name!r} of the key is missing")
-            parts.append(row[name])
+            parts.append(part)
         found = parts[0] if len(parts) == 1 else parts
         serde = self._key_serde
         if serde.type is str and not isinstance(found, str):

@@ -1,4 +1,7 @@
-"""Records from files, and where SOURCES_POSTGRES names a database from a table, to a topic and to a table."""
+"""Rows of files and of a table, and requests, each to a topic and to a table of SQLite.
+
+SOURCES_FOLDER is where the files and the SQLite file lie, SOURCES_POSTGRES names a database with the table `events`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 
 from semel import App, Builder, Topic
 from semel.sinks import SQLite
-from semel.sources import Files
+from semel.sources import Files, HTTPEndpoint, PostgresTable
 
 
 @dataclass(frozen=True)
@@ -23,19 +26,26 @@ class Total:
     total: int
 
 
-FOLDER = os.environ["SOURCES_FOLDER"]
+FOLDER, DATABASE = os.environ["SOURCES_FOLDER"], os.environ["SOURCES_POSTGRES"]
 orders = Topic("orders", key=str, value=Order, partitions=2, source=Files(f"{FOLDER}/in/*.csv", key="customer"))
+events = Topic(
+    "events", key=str, value=Order, partitions=2, source=PostgresTable(DATABASE, "events", cursor="id", key="customer")
+)
+calls = Topic(
+    "calls", key=str, value=Order, partitions=2, source=HTTPEndpoint("127.0.0.1:8080", "/calls", key="customer")
+)
 
 
 def build(b: Builder) -> None:
-    totals = (
-        b.read(orders)
-        .key_by(lambda order: order.customer, key=str)
-        .fold(0, lambda total, order: total + order.amount, name="sum")
-        .changes()
-        .map(Total)
-    )
-    totals.write(SQLite(f"{FOLDER}/shop.db", "totals", key="customer"))
+    for topic in (orders, events, calls):
+        totals = (
+            b.read(topic)
+            .key_by(lambda order: order.customer, key=str)
+            .fold(0, lambda total, order: total + order.amount, name=f"sum-{topic.name}")
+            .changes()
+            .map(Total)
+        )
+        totals.write(SQLite(f"{FOLDER}/shop.db", f"totals_{topic.name}", key="customer"))
 
 
 app = App("shop", build, commit_interval_ms=50)

@@ -1,0 +1,64 @@
+"""`semel verify` on sources: killed at every step of the ingest, zombies refused, each row of files and of a table in
+its topic once; and the bug that is planted is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from semel.host.postgres import PostgresServer
+from semel.verify.schedule import SOURCE_STEPS
+from tests.support.planted import CANARIES, ROOT, planted
+
+CRASHES = 16
+EVENTS = "CREATE TABLE events (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer text, amount bigint)"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with PostgresServer(tmp_path_factory.mktemp("postgres")) as server:
+        with psycopg.connect(server.dsn) as connection:
+            connection.execute(EVENTS)
+        yield server.dsn
+
+
+def verify(folder: Path, database: str, *words: str, source: Path | None = None) -> tuple[int, dict[str, Any], str]:
+    env = {**os.environ, "SOURCES_FOLDER": str(folder), "SOURCES_POSTGRES": database}
+    if source is not None:
+        env["PYTHONPATH"] = str(source)
+    command = [sys.executable, "-m", "semel.cli.main", "verify", "tests/servers/apps/sources.py", "--json", *words]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    return done.returncode, json.loads(done.stdout) if done.stdout else {}, f"{done.stdout}\n{done.stderr}"
+
+
+def test_sources_hold(tmp_path: Path, database: str) -> None:
+    """At every step, with zombies; afterwards no folder and no table of the run is left."""
+    code, report, said = verify(tmp_path, database, f"--crashes={CRASHES}", "--seed=2")
+    assert (code, report.get("verdict"), report.get("counterexample")) == (0, "holds", None), said
+    assert report["kills"]["worker"] + report["kills"]["broker"] >= CRASHES and report["refused"] >= 1, said
+    assert all(report["steps"][step] > 0 for step in SOURCE_STEPS)
+    for name in ("source orders", "source events", "source calls"):
+        assert report["outputs"][name]["present"] > 500, said
+    assert sorted(path.name for path in tmp_path.iterdir() if "verify" in path.name) == []
+    with psycopg.connect(database) as connection:
+        left = connection.execute("SELECT relname FROM pg_class WHERE relname LIKE 'events%' AND relkind = 'r'")
+        assert left.fetchall() == [("events",)]
+
+
+def test_a_position_beside_the_records_is_found(tmp_path: Path, database: str) -> None:
+    """The planted bug repeats rows; without it the same faults lose and repeat nothing."""
+    words = ("--at", "ingest.records", "--crashes=3", "--seed=1")
+    source = planted(CANARIES / "verify" / "position-beside-the-source.patch", tmp_path / "src")
+    code, report, said = verify(tmp_path, database, *words, source=source)
+    assert (code, report.get("verdict")) == (1, "broken"), said
+    assert sum(report["outputs"][name]["repeated"] for name in ("source orders", "source events")) > 0, said
+    code, report, said = verify(tmp_path, database, *words)
+    assert code in (0, 2) and not any(o["lost"] or o["repeated"] for o in report["outputs"].values()), said
