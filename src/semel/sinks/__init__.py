@@ -5,6 +5,7 @@ from semel.sinks.http import HTTP
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.mariadb_two_phase import MariaDBTwoPhase
+from semel.sinks.multipart import MultipartObjects
 from semel.sinks.objects import Objects
 from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_two_phase import PostgresTwoPhase
@@ -17,6 +18,7 @@ __all__ = [
     "Lines",
     "MariaDB",
     "MariaDBTwoPhase",
+    "MultipartObjects",
     "Objects",
     "Postgres",
     "PostgresTwoPhase",

@@ -113,7 +113,7 @@ class ObjectsConnection:
         """The next epoch. The position is the end of what lies here, or may come here still: by the manifest, by the
         cut that is under way, by what is there besides."""
         try:
-            control = self._control(delivery, log)
+            control = control_of(self._store, self._sink.where, delivery, log)
             at = control.incarnation, delivery.partition
             kept = self._read(*at)
             manifest = replace(kept.manifest, epoch=kept.manifest.epoch + 1)
@@ -128,37 +128,6 @@ class ObjectsConnection:
             return NotDone(f"{self._sink.where}: another delivery claims partition {delivery.partition} just now")
         position = max([manifest.position, *(manifest.under_way or ()), *ends])
         return Claim(delivery, manifest.epoch, control.incarnation, position, "", log)
-
-    def _control(self, delivery: DeliveryId, log: LogIdentity) -> Control:
-        wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
-        found = self._store.document(CONTROL)
-        if found is None:
-            try:
-                self._store.replace(CONTROL, msgspec.json.encode(wanted), None)
-                return wanted
-            except Taken:  # another partition's owner was faster, or it was we, and the answer was lost
-                if (found := self._store.document(CONTROL)) is None:
-                    raise
-        try:
-            control = msgspec.json.decode(found[0], type=Control)
-        except msgspec.MsgspecError as why:
-            raise Diverged(f"{self._sink.where}: {CONTROL} was not written by semel ({why}): put it back.") from None
-        if (control.app, control.sink) != (delivery.app, delivery.sink):
-            raise SinkError(
-                f"{self._sink.where}: these are the objects of sink {control.sink} of app {control.app}; "
-                f"{delivery.sink} of {delivery.app} would mix with them. Give each a prefix of its own."
-            )
-        if (control.topic_id, control.partitions) != (log.topic_id, log.partitions):
-            anew = Control(control.app, control.sink, control.incarnation + 1, log.topic_id, log.partitions)
-            raise Diverged(
-                f"{self._sink.where}: the outbox was re-created or re-partitioned: these objects are of topic id "
-                f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
-                f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
-                "nothing was delivered. Either put the former log back, or deliver this log from its start, into new "
-                f"objects beside the former ones: write {msgspec.json.encode(anew).decode()} to "
-                f"{self._store.next_name(CONTROL, found[1])}."
-            )
-        return control
 
     def _read(self, incarnation: int, partition: int) -> _Kept:
         found = self._store.document(manifest_key(incarnation, partition))
@@ -293,6 +262,42 @@ class ObjectsConnection:
 
     def close(self) -> None:
         self._kept.clear()
+
+
+# --- the control object -----------------------------------------------------------------------------------------------
+
+
+def control_of(store: Store, where: str, delivery: DeliveryId, log: LogIdentity) -> Control:
+    """What the control object says, which is made where there is none; Diverged where it is of another log."""
+    wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
+    found = store.document(CONTROL)
+    if found is None:
+        try:
+            store.replace(CONTROL, msgspec.json.encode(wanted), None)
+            return wanted
+        except Taken:  # another partition's owner was faster, or it was we, and the answer was lost
+            if (found := store.document(CONTROL)) is None:
+                raise
+    try:
+        control = msgspec.json.decode(found[0], type=Control)
+    except msgspec.MsgspecError as why:
+        raise Diverged(f"{where}: {CONTROL} was not written by semel ({why}): put it back.") from None
+    if (control.app, control.sink) != (delivery.app, delivery.sink):
+        raise SinkError(
+            f"{where}: these are the objects of sink {control.sink} of app {control.app}; "
+            f"{delivery.sink} of {delivery.app} would mix with them. Give each a prefix of its own."
+        )
+    if (control.topic_id, control.partitions) != (log.topic_id, log.partitions):
+        anew = Control(control.app, control.sink, control.incarnation + 1, log.topic_id, log.partitions)
+        raise Diverged(
+            f"{where}: the outbox was re-created or re-partitioned: these objects are of topic id "
+            f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
+            f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
+            "nothing was delivered. Either put the former log back, or deliver this log from its start, into new "
+            f"objects beside the former ones: write {msgspec.json.encode(anew).decode()} to "
+            f"{store.next_name(CONTROL, found[1])}."
+        )
+    return control
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
