@@ -6,16 +6,28 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import obstore
+
 from semel.host.postgres import PostgresServer
-from semel.sinks import Files, MariaDBTwoPhase, PostgresTwoPhase
+from semel.sinks import Files, MariaDBTwoPhase, MultipartObjects, PostgresTwoPhase
+from semel.sinks.multipart_requests import Multipart
 from semel.testing.contracts import Entry, Subject, lost_at_the_call, over_the_wire
 from tests.servers import mariadb_subjects
-from tests.sinks.subjects import HAND_OVER_S, at_port, left_in_a_folder, left_in_postgres, read_postgres
+from tests.sinks.subjects import (
+    HAND_OVER_S,
+    S3_BUCKET,
+    _bucket,
+    at_port,
+    left_in_a_folder,
+    left_in_postgres,
+    read_postgres,
+    s3_options,
+)
 from tests.support.mariadb import MariaDBServer
 
 CUTS: dict[str, Any] = {"records": 10, "seconds": 0.01}
@@ -115,5 +127,46 @@ def files_subject(make: Callable[[str, str], Any], folder: Path) -> Subject:
         loses=lambda: lost_at_the_call(address, arm_files, lambda: OSError(5, "Input/output error")),
         poison=() if make is files_jsonl else (b'{"id": "p", "m": 1}', b"[1]"),
         hand_over_s=1.0,
+        large=LARGE,
+    )
+
+
+# --- multipart uploads -----------------------------------------------------------------------------------------------
+
+
+def multipart(address: str, suffix: str) -> MultipartObjects:
+    """`address` is the server's endpoint."""
+    sink = MultipartObjects(f"s3://{S3_BUCKET}/parts", name="entries", options=s3_options(address), **CUTS)
+    return sink.renamed(suffix)
+
+
+def left_in_parts(address: str, suffix: str) -> Sequence[str]:
+    """Objects, and uploads that nobody has completed or aborted."""
+    sink = multipart(address, suffix)
+    uploads = Multipart(sink.bucket, sink.where, sink.plain.options).listed(f"parts{suffix}/")
+    objects = [one["path"] for chunk in obstore.list(_bucket(address), prefix=f"parts{suffix}") for one in chunk]
+    return [*objects, *(f"upload {one.key}" for one in uploads)]
+
+
+def read_parts(address: str, suffix: str) -> Iterable[tuple[str, int]]:
+    for key in (one["path"] for chunk in obstore.list(_bucket(address), prefix=f"parts{suffix}") for one in chunk):
+        if "/_semel/" not in key:
+            lines = bytes(obstore.get(_bucket(address), key).bytes()).splitlines()
+            yield from ((r["id"], r["n"]) for r in map(json.loads, lines))
+
+
+def multipart_subject(port: int, crash: Callable[[], None]) -> Subject:
+    def at(port: int) -> str:
+        return f"http://127.0.0.1:{port}"
+
+    return Subject(
+        make=multipart,
+        address=at(port),
+        read=read_parts,
+        orphans=left_in_parts,
+        loses=lambda: over_the_wire(port, b"<CompleteMultipartUpload>", at),
+        crash=crash,
+        poison=(),
+        hand_over_s=2.0,
         large=LARGE,
     )

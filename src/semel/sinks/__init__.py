@@ -9,6 +9,7 @@ from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.mariadb_two_phase import MariaDBTwoPhase
 from semel.sinks.mongodb import MongoDB
+from semel.sinks.multipart import MultipartObjects
 from semel.sinks.objects import Objects
 from semel.sinks.opensearch import OpenSearch
 from semel.sinks.postgres import Postgres
@@ -28,6 +29,7 @@ __all__ = [
     "MariaDB",
     "MariaDBTwoPhase",
     "MongoDB",
+    "MultipartObjects",
     "Objects",
     "OpenSearch",
     "Postgres",

@@ -114,7 +114,7 @@ class ObjectsConnection:
         """The next epoch. The position is the end of what lies here, or may come here still: by the manifest, by the
         cut that is under way, by what is there besides."""
         try:
-            control = self._control(delivery, log)
+            control = control_of(self._store, self._sink.where, delivery, log, or_adopt(delivery.sink))
             at = control.incarnation, delivery.partition
             kept = self._read(*at)
             manifest = replace(kept.manifest, epoch=kept.manifest.epoch + 1)
@@ -133,38 +133,6 @@ class ObjectsConnection:
         folder = folder_of(manifest.incarnation, manifest.partition)
         listed = self._store.keys(folder, f"{folder}/{folder}-{manifest.position:020d}")
         return max([manifest.position, *(found.end for key in listed if (found := parsed(key)) is not None)])
-
-    def _control(self, delivery: DeliveryId, log: LogIdentity) -> Control:
-        wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
-        found = self._store.document(CONTROL)
-        if found is None:
-            try:
-                self._store.replace(CONTROL, msgspec.json.encode(wanted), None)
-                return wanted
-            except Taken:  # another partition's owner was faster, or it was we, and the answer was lost
-                if (found := self._store.document(CONTROL)) is None:
-                    raise
-        control = self._decoded(found[0], delivery.app)
-        if (control.topic_id, control.partitions) != (log.topic_id, log.partitions):
-            raise Diverged(
-                f"{self._sink.where}: the outbox was re-created or re-partitioned: these objects are of topic id "
-                f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
-                f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
-                f"nothing was delivered. Either put the former log back, or {or_adopt(delivery.sink)}"
-            )
-        return control
-
-    def _decoded(self, body: bytes, app: str) -> Control:
-        try:
-            control = msgspec.json.decode(body, type=Control)
-        except msgspec.MsgspecError as why:
-            raise Diverged(f"{self._sink.where}: {CONTROL} was not written by semel ({why}): put it back.") from None
-        if (control.app, control.sink) != (app, self._sink.name):
-            raise SinkError(
-                f"{self._sink.where}: these are the objects of sink {control.sink} of app {control.app}; "
-                f"{self._sink.name} of {app} would mix with them. Give each a prefix of its own."
-            )
-        return control
 
     def _read(self, incarnation: int, partition: int) -> _Kept:
         found = self._store.document(manifest_key(incarnation, partition))
@@ -286,7 +254,7 @@ class ObjectsConnection:
             found = self._store.document(CONTROL)
             if found is None:
                 return []
-            control = self._decoded(found[0], app)
+            control = decoded(self._sink.where, found[0], app, self._sink.name)
             return [self._remembered(control, partition) for partition in range(control.partitions)]
         except Away as why:
             return NotDone(str(why))
@@ -349,6 +317,50 @@ class ObjectsConnection:
 
     def close(self) -> None:
         self._kept.clear()
+
+
+# --- the control object -----------------------------------------------------------------------------------------------
+
+
+def decoded(where: str, body: bytes, app: str, sink: str) -> Control:
+    try:
+        control = msgspec.json.decode(body, type=Control)
+    except msgspec.MsgspecError as why:
+        raise Diverged(f"{where}: {CONTROL} was not written by semel ({why}): put it back.") from None
+    if (control.app, control.sink) != (app, sink):
+        raise SinkError(
+            f"{where}: these are the objects of sink {control.sink} of app {control.app}; {sink} of {app} would mix "
+            "with them. Give each a prefix of its own."
+        )
+    return control
+
+
+def control_of(store: Store, where: str, delivery: DeliveryId, log: LogIdentity, choice: str = "") -> Control:
+    """What the control object says, which is made where there is none; Diverged where it is of another log. `choice`:
+    how a person goes on; else by hand."""
+    wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
+    found = store.document(CONTROL)
+    if found is None:
+        try:
+            store.replace(CONTROL, msgspec.json.encode(wanted), None)
+            return wanted
+        except Taken:  # another partition's owner was faster, or it was we, and the answer was lost
+            if (found := store.document(CONTROL)) is None:
+                raise
+    control = decoded(where, found[0], delivery.app, delivery.sink)
+    if (control.topic_id, control.partitions) != (log.topic_id, log.partitions):
+        anew = Control(control.app, control.sink, control.incarnation + 1, log.topic_id, log.partitions)
+        by_hand = (
+            "deliver this log from its start, into new objects beside the former ones: write "
+            f"{msgspec.json.encode(anew).decode()} to {store.next_name(CONTROL, found[1])}."
+        )
+        raise Diverged(
+            f"{where}: the outbox was re-created or re-partitioned: these objects are of topic id "
+            f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
+            f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
+            f"nothing was delivered. Either put the former log back, or {choice or by_hand}"
+        )
+    return control
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

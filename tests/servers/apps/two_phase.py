@@ -1,5 +1,6 @@
 """Orders into sinks that prepare: Postgres (TWO_PHASE_POSTGRES), each one and the latest per customer; MariaDB
-(TWO_PHASE_MARIADB), the latest per customer; files (TWO_PHASE_FILES), each one."""
+(TWO_PHASE_MARIADB), the latest per customer; files (TWO_PHASE_FILES), each one; S3 in parts
+(TWO_PHASE_S3, its endpoint), each one."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import os
 from msgspec import Struct
 
 from semel import App, Builder, Topic
-from semel.sinks import Files, MariaDBTwoPhase, PostgresTwoPhase
+from semel.sinks import Files, MariaDBTwoPhase, MultipartObjects, PostgresTwoPhase
+from tests.sinks.subjects import S3_BUCKET, s3_options
 
 
 class Order(Struct, frozen=True):
@@ -29,6 +31,9 @@ def phases(b: Builder) -> None:
         read.write(MariaDBTwoPhase(url, "latest", key="customer", name="mariadb", seconds=0.1))
     if folder := os.environ.get("TWO_PHASE_FILES"):
         read.write(Files(folder, name="files", seconds=0.1))
+    if endpoint := os.environ.get("TWO_PHASE_S3"):
+        url = f"s3://{S3_BUCKET}/verify"
+        read.write(MultipartObjects(url, name="parts", options=s3_options(endpoint), seconds=0.1))
 
 
 def some_orders() -> dict[Topic[str, Order], list[tuple[str, Order]]]:
