@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from deltalake import CommitProperties, DeltaTable
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from semel.contract import Claim, LogIdentity
@@ -25,6 +25,7 @@ from semel.testing.contracts import ContractTests, Refused, Subject, run
 from tests.servers import lake_subjects as subjects
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Planted
+from tests.sinks.subjects import S3_BUCKET, S3_SECRET
 from tests.sinks.test_tables import (  # noqa: F401
     test_a_key_of_any_type_finds_its_row,
     test_any_value_with_named_fields_is_a_row,
@@ -383,3 +384,117 @@ def test_it_is_said_which_package_is_missing(make_sink: MakeSink, monkeypatch: p
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.raises(UsageError, match=r"pip install 'semel\["):
         make_sink().open()
+
+
+# --- what only Delta gets wrong --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "says"),
+    [
+        ({"delta.appendOnly": "true"}, "customer", "append-only"),
+        ({"delta.setTransactionRetentionDuration": "interval 1 days"}, None, "would be forgotten"),
+    ],
+)
+def test_a_table_whose_settings_break_the_promise_is_refused(
+    make_sink: MakeSink, tmp_path: Path, settings: dict[str, str], key: str | None, says: str
+) -> None:
+    columns = pa.schema([("customer", pa.string()), ("total", pa.int64())])
+    DeltaTable.create(tmp_path / "totals", columns, configuration=settings, raise_if_key_not_exists=False)
+    with pytest.raises(SinkError, match=says):
+        make_sink(key=key).open().prepare(Total)
+
+
+def test_a_table_with_a_check_is_refused(make_sink: MakeSink, tmp_path: Path) -> None:
+    """S11: the record that breaks it could not be named."""
+    opened(make_sink()).close()
+    DeltaTable(tmp_path / "totals").alter.add_constraint({"small": "total < 5"})
+    with pytest.raises(SinkError, match=r"delta.constraints.small"):
+        make_sink().open().prepare(Total)
+
+
+@pytest.mark.parametrize("option", ["AWS_S3_ALLOW_UNSAFE_RENAME", "allow_unsafe_rename"])
+def test_unsafe_commits_are_refused(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By option and by environment."""
+    with pytest.raises(SinkError, match="conditional put"):
+        DeltaLake("s3://bucket/x", options={option: "true"})
+    with pytest.raises(SinkError, match="conditional put"):
+        DeltaLake("s3://bucket/x", options={"aws_conditional_put": "disabled"})
+    monkeypatch.setenv("AWS_S3_ALLOW_UNSAFE_RENAME", "true")
+    with pytest.raises(SinkError, match="Unset it"):
+        DeltaLake("s3://bucket/x").open().prepare(Total)
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x/y", "memory://x", "s3://key:secret@bucket/x", "s3://bucket/x?secret=1"])
+def test_an_address_that_cannot_be_is_refused_without_its_secret(url: str) -> None:
+    with pytest.raises(SinkError) as refused:
+        DeltaLake(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_position_outlives_checkpoints_compaction_and_cleaning(make_sink: MakeSink, tmp_path: Path) -> None:
+    """What maintenance rewrites or removes is not where the position lies; and it is no conflict for an append."""
+    sink = make_sink()
+    connection = opened(sink)
+    claim = claimed(connection, sink)
+    for at in range(5):
+        assert connection.write(claim, at, at + 1, f"run {at}", rows(sink, [Total("a", at)], at)) == Done()
+    table = DeltaTable(tmp_path / "totals")
+    between = opened(sink, steps=At(Step.SINK_BEFORE, table.optimize.compact))
+    claim = claimed(between, sink)
+    table.update_incremental()
+    assert between.write(claim, 5, 6, "run 5", rows(sink, [Total("a", 5)], 5)) == Done()
+    table.update_incremental()
+    table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+    table.create_checkpoint()
+    for file in sorted((tmp_path / "totals" / "_delta_log").glob("*.json"))[:-1]:
+        file.unlink()
+    again = claimed(connection, sink)
+    assert (again.position, again.run) == (6, "run 5")
+    assert len(held(connection)) == 6
+
+
+def test_a_number_that_is_lower_is_accepted_by_the_library(make_sink: MakeSink, tmp_path: Path) -> None:
+    """Why the comparison is ours: deltalake takes any number of a writer that nobody came before."""
+    opened(make_sink()).close()
+    table = DeltaTable(tmp_path / "totals")
+    batch = pa.table({"customer": ["a"], "total": [1]})
+    for number in (5, 5, 3):
+        properties = CommitProperties(app_transactions=[Transaction("a writer", number)])
+        write_deltalake(table, batch, mode="append", commit_properties=properties)
+    assert table.transaction_version("a writer") == 3
+    assert table.count() == 3
+
+
+def test_other_writers_rows_under_the_key_are_replaced(make_sink: MakeSink, tmp_path: Path) -> None:
+    """And columns that semel does not write keep their values."""
+    columns = pa.schema([("customer", pa.string()), ("total", pa.int64()), ("note", pa.string())])
+    made(tmp_path, columns)
+    theirs = pa.table({"customer": ["a", "b"], "total": [1, 1], "note": ["keep", "keep"]}, schema=columns)
+    write_deltalake(tmp_path / "totals", theirs, mode="append")
+    sink = make_sink(key="customer")
+    connection = opened(sink)
+    batch = [*rows(sink, [Total("a", 7), Total("c", 7)]), deleted(sink, "b", 2)]
+    assert connection.write(claimed(connection, sink), 0, 3, "r", batch) == Done()
+    found = sorted(DeltaTable(tmp_path / "totals").to_pyarrow_table().to_pylist(), key=lambda row: row["customer"])
+    assert [tuple(row.values()) for row in found] == [("a", 7, "keep"), ("c", 7, None)]
+
+
+# --- on S3 -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_key_is_an_error_without_a_secret(seaweed: SeaweedProcess) -> None:
+    """A person decides; neither the key that was tried nor the right one is in the message."""
+    options = seaweed.options() | {"secret_access_key": "wrong-secret"}
+    with pytest.raises(SinkError, match="Check the URL, the options") as refused:
+        DeltaLake(f"s3://{S3_BUCKET}/delta/denied", options=options).open().prepare(Total)
+    assert "wrong-secret" not in str(refused.value) and S3_SECRET not in str(refused.value)
+
+
+def test_a_store_that_is_away_is_waited_for() -> None:
+    """Not done, with a sentence; the delivery tries again."""
+    options = {"endpoint": "http://127.0.0.1:9", "region": "us-east-1", "access_key_id": "k", "max_retries": "0"}
+    sink = DeltaLake("s3://bucket/x", options={**options, "secret_access_key": "the-secret"})
+    outcome = sink.open().prepare(Total)
+    assert isinstance(outcome, NotDone)
+    assert "the-secret" not in outcome.reason

@@ -237,7 +237,7 @@ def what_the_contract_says(f: Facts) -> Finding | None:
     )
 
 
-BESIDE = "(Postgres, MariaDB, SQLite)"
+BESIDE = "(Postgres, MariaDB, SQLite, DuckDB, Delta, Iceberg)"
 
 
 def _held_by(c: Contract) -> str:

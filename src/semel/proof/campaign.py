@@ -28,7 +28,7 @@ from semel.proof.embedded import EmbeddedStorm
 from semel.proof.processes import BrokerChild, Child, ProofError, semel_command
 from semel.proof.storm import Storm, storm_of
 from semel.proof.world import RECORDS_PER_S, World, sink_connections
-from semel.sinks import SQLite
+from semel.sinks import DuckDB, SQLite
 from semel.streams import graph as g
 from semel.verify import checkers
 from semel.verify.oracle import reckon, reckon_input, reckon_sink, untried
@@ -363,7 +363,7 @@ def _alive(storm: Storm) -> None:
 
 
 def _is_file(sink: object) -> bool:
-    return isinstance(sink, SQLite)
+    return isinstance(sink, SQLite | DuckDB)
 
 
 def _sample(app: App) -> Any:
@@ -385,8 +385,8 @@ def _files(inputs: Mapping[str, str]) -> dict[str, tuple[str, Callable[[], Itera
 
 
 def _new_files(graph: g.Graph) -> list[str]:
-    """The SQLite files that are not there yet, and will be by the run's own table."""
-    paths = {os.path.abspath(sink.path) for sink in graph.sinks.values() if isinstance(sink, SQLite)}
+    """The SQLite and DuckDB files that are not there yet, and will be by the run's own table."""
+    paths = {os.path.abspath(sink.path) for sink in graph.sinks.values() if isinstance(sink, SQLite | DuckDB)}
     return sorted(path for path in paths if not os.path.exists(path))
 
 
@@ -396,12 +396,22 @@ def _remove_all(sinks: Mapping[str, Any], new_files: Sequence[str], say: Callabl
     for path in new_files:
         if not os.path.exists(path):
             continue
-        with contextlib.closing(sqlite3.connect(path)) as file:
-            if file.execute("SELECT 1 FROM sqlite_schema").fetchone() is not None:
-                continue  # it has become somebody's
-        for left in (path, path + "-wal", path + "-shm"):
+        if not _is_empty(path):
+            continue  # it has become somebody's
+        for left in (path, path + "-wal", path + "-shm", path + ".wal"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(left)
+
+
+def _is_empty(path: str) -> bool:
+    """A database without a table."""
+    with open(path, "rb") as file:
+        if file.read(16)[:6] in (b"", b"SQLite"):
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                return database.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
+    from semel.sinks.duckdb_connection import is_empty  # a client library, where it is used only
+
+    return is_empty(path)
 
 
 def _remove(connection: Any, say: Callable[[str], None]) -> None:

@@ -60,7 +60,6 @@ class DeltaConnection:
         # What one snapshot says of partitions, by its version: read from the log, a file for each commit of it.
         self._known: dict[DeliveryId, delta_positions.At] = {}
         self._known_at = -1
-        self._proved = False  # the store was seen to refuse a second commit of one version
         self._remote = "://" in sink.url and not sink.url.startswith("file:")
         self._options = _options(sink)
         self._secrets = [v for k, v in sink.options.items() if _bare(k) not in _PLAIN and len(v) > 3]
@@ -180,7 +179,6 @@ class DeltaConnection:
     def _claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
         for turn in range(TRIES):
             table = self._prepare()
-            stale = self._opened() if self._remote and not self._proved else table
             version = table.transaction_version
             facts = delta_positions.facts(version, delivery.app, delivery.sink)
             now = delta_positions.lane(version, delivery)
@@ -196,24 +194,9 @@ class DeltaConnection:
             except CommitFailedError:  # another one came first; it is looked at
                 time.sleep(PAUSE_S * turn)
                 continue
-            if self._remote and not self._proved:
-                self._prove(stale, numbers)
             incarnation = facts.incarnation or 1
             return Claim(delivery, now.epoch + 1, incarnation, now.position, now.run, log)
         return NotDone(f"{self._sink.where}: {TRIES} commits of others came before the claim; trying again")
-
-    def _prove(self, stale: DeltaTable, numbers: Numbers) -> None:
-        """The same commit once more, as the same version: a store that takes it takes a zombie's, too."""
-        try:
-            self._commit_numbers(stale, numbers, "claim", retries=0)
-        except CommitFailedError:
-            self._proved = True
-            return
-        raise SinkError(
-            f"{self._sink.where}: the store let one version of the table be committed twice: it does not refuse to "
-            "replace a file (conditional put), so a superseded writer could destroy what its successor wrote. Use a "
-            "store that honours If-None-Match, or a locking provider."
-        )
 
     def begin_anew(self, app: str, log: LogIdentity) -> None:
         """See `DeltaLake.begin_anew`."""
@@ -221,17 +204,16 @@ class DeltaConnection:
         numbers = delta_positions.begun_anew(table.transaction_version, app, self._sink.name, log)
         self._commit_numbers(table, numbers, "begin anew")
 
-    def _commit_numbers(self, table: DeltaTable, numbers: Numbers, what: str, retries: int | None = None) -> None:
+    def _commit_numbers(self, table: DeltaTable, numbers: Numbers, what: str) -> None:
         """A commit that holds nothing else."""
         table.create_write_transaction(
             [],
             mode="append",
             schema=table.schema(),
             partition_by=table.metadata().partition_columns,
-            commit_properties=_properties(numbers, what, retries),
+            commit_properties=_properties(numbers, what),
         )
-        if retries is None:
-            table.update_incremental()
+        table.update_incremental()
 
     # --- a batch --------------------------------------------------------------------------------------------------
 
@@ -395,11 +377,10 @@ class DeltaConnection:
                 files.delete_file(one.path)
 
 
-def _properties(numbers: Numbers, what: str, retries: int | None = None) -> CommitProperties:
+def _properties(numbers: Numbers, what: str) -> CommitProperties:
     return CommitProperties(
         custom_metadata={"semel": what},  # for people who read the table's history
         app_transactions=[Transaction(name, number) for name, number in numbers.items()],
-        max_commit_retries=retries,
     )
 
 

@@ -492,6 +492,12 @@ def _one(connection: duckdb.DuckDBPyConnection, statement: str, parameters: obje
     return next(iter(_all(connection, statement, parameters)), None)
 
 
+def is_empty(path: str) -> bool:
+    """Whether there is no table in it."""
+    with duckdb.connect(path) as connection:
+        return _one(connection, "SELECT 1 FROM duckdb_tables() WHERE NOT internal LIMIT 1") is None
+
+
 def _rolled_back(connection: duckdb.DuckDBPyConnection) -> None:
     with contextlib.suppress(duckdb.Error):
         _all(connection, "ROLLBACK")
