@@ -174,6 +174,7 @@ def test_where_names_the_place_and_no_secret() -> None:
         assert "hunter" not in text
     assert sink.where == "MongoDB collection totals at a:1,b:2/d"
     assert (sink.renamed("_v").collection, sink.renamed("_v").live) == ("totals_v", "totals_live_v")
+    assert sink.renamed("v.").collection == "totalsv._", "no name ends with a point"
 
 
 def test_a_missing_extra_says_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
