@@ -216,7 +216,7 @@ def test_a_request_that_is_not_answered_is_not_sent_again(method: str) -> None:
     assert [one.partition(b" ")[0] for one in seen] == [method.encode()]
 
 
-# --- what check and reset say ------------------------------------------------------------------------------------------
+# --- what check and reset say -----------------------------------------------------------------------------------------
 
 
 def test_check_gives_them_their_labels_and_says_under_which_settings() -> None:
