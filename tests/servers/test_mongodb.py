@@ -154,6 +154,19 @@ def test_an_older_write_is_stale_and_no_error(make: MakeSink) -> None:
     assert held(heir) == [("a", 2)]
 
 
+def test_a_position_that_went_back_is_not_moved_on(make: MakeSink) -> None:
+    """S13: a server that lost what it acknowledged has an older position: what went with it would be skipped."""
+    sink = make()
+    connection: Any = opened(sink)
+    claim = claimed(connection, sink)
+    for at in range(2):
+        assert connection.write(claim, at, at + 1, "r", rows(sink, [Total(f"c{at}", 1)], at)) == Done()
+    connection._collection().update_one({"_id": f"semel:position:app/{sink.name}/0"}, {"$set": {"position": 1}})
+    outcome = connection.write(claim, 2, 3, "r", rows(sink, [Total("c2", 1)], 2))
+    assert isinstance(outcome, Unknown) and "is 1, behind 2" in outcome.reason
+    assert claimed(connection, sink).position == 1
+
+
 def test_a_unique_index_of_somebodys_refuses_by_offset(make: MakeSink) -> None:
     """A duplicate key of another index than _id's is no older version."""
     sink = make()

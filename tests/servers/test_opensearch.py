@@ -250,11 +250,51 @@ def test_a_bulk_whose_answer_is_lost_is_sent_once(make: MakeSink, node: OpenSear
             outcome = connection.write(claim, at, at + 1, "r", rows(sink, [Total("a", at)], at))
             assert isinstance(outcome, Unknown), (needle, outcome)
             claim = claimed(connection, sink)
-            assert connection.write(claim, claim.position, at + 1, "r", rows(sink, [Total("a", at)], at)) == Done()
+            if claim.position == at:  # it had no effect; of the position it may have had
+                assert connection.write(claim, at, at + 1, "r", rows(sink, [Total("a", at)], at)) == Done()
             claim = claimed(connection, sink)
         assert (proxy.cuts, claim.position) == (2, 2)
     finally:
         proxy.close()
+
+
+def test_a_position_that_went_back_is_not_moved_on(make: MakeSink, node: OpenSearchProcess) -> None:
+    """S13: a server that lost what it acknowledged has an older position: what went with it would be skipped."""
+    sink = make()
+    connection = opened(sink)
+    claim = claimed(connection, sink)
+    for at in range(2):
+        assert connection.write(claim, at, at + 1, "r", rows(sink, [Total(f"c{at}", 1)], at)) == Done()
+    path = f"/{sink.index}/_doc/semel:position:app%2F{sink.name}%2F0"
+    there = asked(node.url, "GET", path)["_source"]
+    there["semel_position"]["position"] = 1
+    asked(node.url, "PUT", path, there)
+    outcome = connection.write(claim, 2, 3, "r", rows(sink, [Total("c2", 1)], 2))
+    assert isinstance(outcome, Unknown) and "is 1, behind 2" in outcome.reason
+    assert claimed(connection, sink).position == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_the_server_has_no_room_for_is_sent_again_a_few_times(make: MakeSink, status: int) -> None:
+    """Only those items; then it is unknown, and the delivery waits."""
+    sink = make()
+    connection: Any = opened(sink)
+    answers, sent = connection._answers, []
+
+    def busy(lines: Any) -> Any:
+        sent.append(len(lines))
+        found = answers(lines)
+        turn = len(sent)
+        return [(line, code if turn > tries or n % 2 else status, error) for n, (line, code, error) in enumerate(found)]
+
+    connection._answers = busy
+    claim = claimed(connection, sink)
+    tries = 2
+    assert connection.write(claim, 0, 8, "r", rows(sink, [Total(f"c{n}", 1) for n in range(8)])) == Done()
+    assert sent == [8, 4, 2]
+    tries, sent[:] = 99, []
+    outcome = connection.write(claim, 8, 16, "r", rows(sink, [Total(f"d{n}", 1) for n in range(8)], 8))
+    assert isinstance(outcome, Unknown) and str(status) in outcome.reason and len(sent) <= 4
 
 
 def test_a_deleted_document_is_hidden_from_its_readers(make: MakeSink, node: OpenSearchProcess) -> None:

@@ -174,6 +174,7 @@ def test_where_names_the_place_and_no_secret() -> None:
         assert "hunter" not in text
     assert sink.where == "MongoDB collection totals at a:1,b:2/d"
     assert (sink.renamed("_v").collection, sink.renamed("_v").live) == ("totals_v", "totals_live_v")
+    assert sink.renamed("v.").collection == "totalsv._", "no name ends with a point"
 
 
 def test_a_missing_extra_says_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +216,7 @@ def test_a_request_that_is_not_answered_is_not_sent_again(method: str) -> None:
     assert [one.partition(b" ")[0] for one in seen] == [method.encode()]
 
 
-# --- what check says -------------------------------------------------------------------------------------------------
+# --- what check and reset say -----------------------------------------------------------------------------------------
 
 
 def test_check_gives_them_their_labels_and_says_under_which_settings() -> None:
@@ -243,3 +244,16 @@ def test_check_gives_them_their_labels_and_says_under_which_settings() -> None:
     ):
         assert said in done.stdout
     assert "secret" not in done.stdout
+
+
+@pytest.mark.parametrize("sink", SINKS, ids=lambda sink: type(sink).__name__)
+def test_a_reset_prints_no_statement_that_could_not_be_run(sink: Any) -> None:
+    """Their positions are no table: the sink itself says, at the next start, how to begin anew."""
+    from types import SimpleNamespace as Some
+
+    from semel.cli.app import _demanded
+
+    at: Any = Some(name="app", graph=Some(writes=lambda: [Some(sink=sink, outbox="o")]))
+    plan: Any = Some(emptied=[Some(name="o")])
+    (said,) = _demanded(at, plan, Some(ids={"o": "id"}, partitions={"o": 1}))  # type: ignore[arg-type]
+    assert sink.where in said and "says how to begin anew" in said and "UPDATE" not in said

@@ -85,11 +85,11 @@ class MongoDB:
 
     @property
     def collection(self) -> str:
-        return self.plain_collection + self.suffix
+        return _named(self.plain_collection + self.suffix)
 
     @property
     def live(self) -> str:
-        return self.plain_collection + LIVE + self.suffix
+        return _named(self.plain_collection + LIVE + self.suffix)
 
     @property
     def where(self) -> str:
@@ -138,3 +138,8 @@ class MongoDB:
 
     def __repr__(self) -> str:
         return f"<{self.where}, key={self._key}, by version>"
+
+
+def _named(name: str) -> str:
+    """A collection's name does not end with a point; verify's suffixes do."""
+    return f"{name}_" if name.endswith(".") else name
