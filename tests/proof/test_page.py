@@ -230,6 +230,7 @@ def test_the_command_writes_it_whole(verify: Callable[..., tuple[int, str]], tmp
     assert (code, "page: " in said) == (0, True), said
     read = Read(file.read_text())
     assert "worker-1: killed at a step (rows.after)" in read.said("details")
+    assert "Apache Kafka" not in read.said("main") and "No log was named" not in read.said("main")
     assert "--on=broker --crashes=3 --seed=9 --mode=exactly-once" in read.said("pre")
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".html", ".new")] == ["report.html"]
 

@@ -178,10 +178,10 @@ def _tried(report: Report, said: Sequence[Line]) -> list[str]:
     rows = [_step(report, step) for step in passed if step not in refusals]
     parts = [
         "<h2>What was tried</h2>",
-        f"<p>{_n(report.kills_worker)} workers and {_n(report.kills_broker)} brokers were killed "
-        "(<code>kill -9</code>) at the steps below and at random moments, while input flowed. "
-        f"{_n(report.zombies)} owners were stopped, replaced, and resumed after their successor had committed; "
-        f"{_n(report.refused)} of them were seen to be refused.</p>",
+        f"<p>{_several(report.kills_worker, 'worker')} and {_several(report.kills_broker, 'broker')} were killed "
+        "(<code>kill -9</code>), at the steps below and at random moments, while input flowed. "
+        "Owners that were stopped, replaced, and resumed after their successor had committed: "
+        f"{_n(report.zombies)}; of them seen to be refused: {_n(report.refused)}.</p>",
         *_table(
             "Each step of the path's protocols: how often it was reached, and how often a process was struck there.",
             (("step", ""), ("who", ""), ("what is true there", ""), ("reached", "n"), ("struck", "n")),
@@ -338,6 +338,10 @@ def _kind(output: Output) -> str:
 
 def _family(step: Step) -> str:
     return step.value.partition(".")[0]
+
+
+def _several(count: int, what: str) -> str:
+    return f"{_n(count)} {what}{'' if count == 1 else 's'}"
 
 
 def _n(count: int) -> str:

@@ -96,7 +96,7 @@ def _path(dialect: SqlDialect, parts: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Deduplicated:
+class Removed:
     """What one run of the step has done. A row whose id is NULL is nobody's repeat."""
 
     rows: int  # that were there when it began
