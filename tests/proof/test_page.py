@@ -135,8 +135,8 @@ def test_what_was_not_tried_is_said(report: Report) -> None:
 
 def test_each_step_has_its_hits_and_its_meaning() -> None:
     """Every step of the enum can be on the page; one that was never reached stands out."""
-    assert set(STEPS) == set(Step)
-    assert {step.value.partition(".")[0] for step in Step} == set(WHO)
+    assert {step.value for step in Step} <= set(STEPS)
+    assert {step.value.partition(".")[0] for step in Step} <= set(WHO)
     said = Read(made(UNKNOWN)).said()
     assert "claim.after delivery the sink has named this delivery as the owner of a partition never never" in said
     assert "rows.after delivery rows are written, not committed, and the position is not 23 1" in said
@@ -230,6 +230,7 @@ def test_the_command_writes_it_whole(verify: Callable[..., tuple[int, str]], tmp
     assert (code, "page: " in said) == (0, True), said
     read = Read(file.read_text())
     assert "worker-1: killed at a step (rows.after)" in read.said("details")
+    assert "Apache Kafka" not in read.said("main") and "No log was named" not in read.said("main")
     assert "--on=broker --crashes=3 --seed=9 --mode=exactly-once" in read.said("pre")
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".html", ".new")] == ["report.html"]
 

@@ -17,6 +17,8 @@ import duckdb
 import pytest
 
 from semel.host.postgres import PostgresServer
+from semel.sinks import dedup
+from semel.sinks.dedup import SqlDialect
 from tests.sinks.test_dedup import Store, events, on_duckdb, on_parquet, on_postgres, once, repeated
 from tests.support.planted import ROOT
 
@@ -119,3 +121,15 @@ def test_duckdb_killed_at_each_stage(tmp_path: Path) -> None:
     step(words)
     with duckdb.connect(file) as connection:
         assert sorted(connection.execute("SELECT semel_event, n FROM events").fetchall()) == sorted(rows)
+
+
+def test_the_view_of_clickhouse_has_each_event_once(tmp_path: Path) -> None:
+    """On ClickHouse in process, where it is installed: 900 MB that the tests do not demand."""
+    chdb = pytest.importorskip("chdb.session", reason="chdb is not installed")
+    session = chdb.Session(str(tmp_path / "clickhouse"))
+    session.query("CREATE DATABASE shop")
+    session.query("CREATE TABLE shop.events (n Int64, semel_event String) ENGINE = MergeTree ORDER BY n")
+    session.query("INSERT INTO shop.events SELECT number % 50, 'a/s/1/0/' || toString(number % 50) FROM numbers(120)")
+    session.query(dedup.view(SqlDialect.CLICKHOUSE, ("shop", "events"), ["n", "semel_event"]))
+    found = session.query("SELECT count(), uniqExact(semel_event), sum(n) FROM shop.events_once")
+    assert str(found).strip() == "50,50,1225"

@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from semel.host.postgres import PostgresServer
 from semel.sinks import dedup, dedup_duckdb, dedup_parquet, dedup_postgres
-from semel.sinks.dedup import EVENT, Deduplicated, SqlDialect
+from semel.sinks.dedup import EVENT, Removed, SqlDialect
 from semel.sinks.sink import SinkError
 from tests.sinks.conftest import database
 
@@ -34,10 +34,10 @@ class Store:
 
     append: Callable[[Iterable[tuple[Any, Any]]], None]
     read: Callable[[], Rows]
-    run: Callable[[At], Deduplicated]
+    run: Callable[[At], Removed]
     stages: tuple[str, ...]
 
-    def again(self) -> Deduplicated:
+    def again(self) -> Removed:
         return self.run(dedup.no_at)
 
 
@@ -72,7 +72,7 @@ def on_duckdb(folder: Path) -> Store:
         with main.cursor() as cursor:
             return cursor.execute(f"SELECT {EVENT}, n FROM events").fetchall()
 
-    def run(at: At) -> Deduplicated:
+    def run(at: At) -> Removed:
         with main.cursor() as cursor:
             return dedup_duckdb.within(cursor, "DuckDB table events", ("events",), (EVENT,), (), at)
 
@@ -147,7 +147,7 @@ def test_one_row_per_event_stays(store: Store) -> None:
     store.append([(None, 1), (None, 1)])
     done = store.again()
     assert (done.rows, done.removed, done.left) == (302, 100, 202)
-    assert store.again() == Deduplicated(202, 0)
+    assert store.again() == Removed(202, 0)
     once(store, [*events(0, 200), (None, 1), (None, 1)])  # type: ignore[list-item]
 
 
@@ -196,35 +196,35 @@ def test_rows_of_one_id_that_differ_are_refused(store: Store) -> None:
 # --- planted: steps that lose what comes meanwhile --------------------------------------------------------------------
 
 
-def _swapping_postgres(dsn: str) -> Callable[[At], Deduplicated]:
+def _swapping_postgres(dsn: str) -> Callable[[At], Removed]:
     """What people write: a table without repeats, put in the place of the one with."""
 
-    def run(at: At) -> Deduplicated:
+    def run(at: At) -> Removed:
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("DROP TABLE IF EXISTS fresh")
             connection.execute(f"CREATE TABLE fresh AS SELECT DISTINCT ON ({EVENT}) * FROM events")
             at("chosen")
             connection.execute("BEGIN; DROP TABLE events; ALTER TABLE fresh RENAME TO events; COMMIT")
-        return Deduplicated(0, 0)
+        return Removed(0, 0)
 
     return run
 
 
-def _swapping_duckdb(folder: Path) -> Callable[[At], Deduplicated]:
-    def run(at: At) -> Deduplicated:
+def _swapping_duckdb(folder: Path) -> Callable[[At], Removed]:
+    def run(at: At) -> Removed:
         with duckdb.connect(str(folder / "events.duckdb")) as connection:
             connection.execute(f"CREATE OR REPLACE TABLE fresh AS SELECT DISTINCT ON ({EVENT}) * FROM events")
             at("chosen")
             connection.execute("DROP TABLE events; ALTER TABLE fresh RENAME TO events")
-        return Deduplicated(0, 0)
+        return Removed(0, 0)
 
     return run
 
 
-def _one_file(folder: Path) -> Callable[[At], Deduplicated]:
+def _one_file(folder: Path) -> Callable[[At], Removed]:
     """All that is there into one file, then everything else is removed."""
 
-    def run(at: At) -> Deduplicated:
+    def run(at: At) -> Removed:
         seen: dict[str, int] = {}
         for file in folder.glob("*/*.parquet"):
             seen.update((row[EVENT], row["n"]) for row in parquet.read_table(file, partitioning=None).to_pylist())
@@ -232,7 +232,7 @@ def _one_file(folder: Path) -> Callable[[At], Deduplicated]:
         for file in folder.glob("*/*.parquet"):
             file.unlink()
         parquet.write_table(pa.table({EVENT: list(seen), "n": list(seen.values())}), folder / "day=0" / "all.parquet")
-        return Deduplicated(0, 0)
+        return Removed(0, 0)
 
     return run
 

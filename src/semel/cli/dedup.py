@@ -19,7 +19,7 @@ from semel.sinks.dedup import EVENT, TRIED, SqlDialect
 from semel.sinks.dedup import view as view_of
 
 if TYPE_CHECKING:
-    from semel.sinks.dedup import Deduplicated
+    from semel.sinks.dedup import Removed
 
 dedup = typer.Typer(
     add_completion=False,
@@ -83,7 +83,7 @@ def run(
     print(f"{where}: removed {done.removed:,} of {done.rows:,} rows as repeats, {done.left:,} left, {seconds:.1f} s")
 
 
-def _run(target: str, sink: str, table: str, ids: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[str, Deduplicated]:
+def _run(target: str, sink: str, table: str, ids: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[str, Removed]:
     if target.startswith(("postgresql://", "postgres://")):
         return _postgres(target, _path(table, "a database"), ids, ignore)
     file, _, _ = target.partition(":")
@@ -106,9 +106,7 @@ def _run(target: str, sink: str, table: str, ids: tuple[str, ...], ignore: tuple
     raise UsageError(f"{target}: no app, no postgresql://…, no DuckDB file and no folder that is there.")
 
 
-def _postgres(
-    dsn: str, table: tuple[str, ...], ids: tuple[str, ...], ignore: tuple[str, ...]
-) -> tuple[str, Deduplicated]:
+def _postgres(dsn: str, table: tuple[str, ...], ids: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[str, Removed]:
     from semel.sinks.postgres import place
 
     postgres = _module("dedup_postgres", "psycopg", "postgres")

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,8 +103,11 @@ def _write_page(
     from semel.proof.occasion import occasion
     from semel.proof.page import page
 
-    on = report.on if report.on.startswith("kafka://") else "embedded:." if report.on == "embedded" else "kafka://semel"
-    promised = analyse(app.graph(), Circumstances(Mode(report.mode), kind_of(on)))
+    # The run's own broker is neither Apache Kafka nor a log that nobody named.
+    kind = kind_of({"broker": "", "embedded": "embedded:."}.get(report.on, report.on))
+    promised = analyse(app.graph(), Circumstances(Mode(report.mode), kind))
+    if report.on == "broker":
+        promised = replace(promised, notes=())
     beside = file.with_name(f".{file.name}.new")
     try:
         beside.write_text(page(report, promised, occasion(app_file, words), said, shown), encoding="utf-8")

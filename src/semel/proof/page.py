@@ -24,38 +24,46 @@ from semel.verify.verdict import Output, Report, Verdict
 WHO = {
     **dict.fromkeys(("tasks", "output", "offsets", "commit"), "worker"),
     **dict.fromkeys(("decision", "markers", "sync"), "log"),
-    **dict.fromkeys(("claim", "batch", "cut", "object", "rows", "position", "sink"), "delivery"),
+    **dict.fromkeys(
+        ("claim", "batch", "cut", "object", "prepare", "decide", "settle", "rows", "position", "sink"), "delivery"
+    ),
     **dict.fromkeys(("fenced", "stale"), "refusal"),
 }
 STEPS = {
-    Step.TASKS_BEFORE: "partitions were assigned, nothing was asked of where they stand",
-    Step.OUTPUT_BEFORE: "before the first output of a transaction",
-    Step.OUTPUT_AFTER: "all outputs handed over, offsets not yet sent",
-    Step.OFFSETS_BEFORE: "before the offsets are sent",
-    Step.OFFSETS_AFTER: "offsets are in the transaction, it is not decided",
-    Step.COMMIT_BEFORE: "before the commit is asked for",
-    Step.COMMIT_AFTER: "the log has said: committed",
-    Step.DECISION_BEFORE: "the commit was received, nothing of it is in the journal",
-    Step.DECISION_AFTER: "the decision is in the journal, no marker is",
-    Step.MARKERS_BEFORE: "before the markers",
-    Step.MARKERS_AFTER: "the markers are in the journal, the end of the transaction is not",
-    Step.SYNC_BEFORE: "before the journal is synced",
-    Step.SYNC_AFTER: "durable, the reply has not left",
-    Step.CLAIM_AFTER: "the sink has named this delivery as the owner of a partition",
-    Step.BATCH_BEFORE: "a batch was read, the sink's transaction is not begun",
-    Step.CUT_BEFORE: "a cut is due, nobody else knows",
-    Step.CUT_AFTER: "the cut is written down, no byte of it has left",
-    Step.OBJECT_BEFORE: "before an object is put",
-    Step.OBJECT_AFTER: "the object is there, no manifest tells of it",
-    Step.ROWS_BEFORE: "in the sink's transaction, before its rows",
-    Step.ROWS_AFTER: "rows are written, not committed, and the position is not",
-    Step.POSITION_BEFORE: "before the position",
-    Step.POSITION_AFTER: "after the position",
-    Step.SINK_BEFORE: "before the sink's commit",
-    Step.SINK_AFTER: "the sink has committed, nobody else knows",
-    Step.LOG_FENCED: "the log refused a superseded worker's transaction",
-    Step.SINK_FENCED: "the sink refused a superseded owner's batch",
-    Step.SINK_STALE: "rows as old as what the sink held, without effect",
+    "tasks.before": "partitions were assigned, nothing was asked of where they stand",
+    "output.before": "before the first output of a transaction",
+    "output.after": "all outputs handed over, offsets not yet sent",
+    "offsets.before": "before the offsets are sent",
+    "offsets.after": "offsets are in the transaction, it is not decided",
+    "commit.before": "before the commit is asked for",
+    "commit.after": "the log has said: committed",
+    "decision.before": "the commit was received, nothing of it is in the journal",
+    "decision.after": "the decision is in the journal, no marker is",
+    "markers.before": "before the markers",
+    "markers.after": "the markers are in the journal, the end of the transaction is not",
+    "sync.before": "before the journal is synced",
+    "sync.after": "durable, the reply has not left",
+    "claim.after": "the sink has named this delivery as the owner of a partition",
+    "batch.before": "a batch was read, the sink's transaction is not begun",
+    "cut.before": "a cut is due, nobody else knows",
+    "cut.after": "the cut is written down, no byte of it has left",
+    "prepare.before": "before the sink prepares a cut",
+    "prepare.after": "the sink can commit it whatever happens, nobody has said that it shall",
+    "decide.before": "before the decision is written down",
+    "decide.after": "it is committed in the log that the sink shall commit",
+    "settle.before": "a new owner has read that a cut is in doubt",
+    "settle.after": "what a former owner left at the sink is committed or gone",
+    "object.before": "before an object is put",
+    "object.after": "the object is there, no manifest tells of it",
+    "rows.before": "in the sink's transaction, before its rows",
+    "rows.after": "rows are written, not committed, and the position is not",
+    "position.before": "before the position",
+    "position.after": "after the position",
+    "sink.before": "before the sink's commit",
+    "sink.after": "the sink has committed, nobody else knows",
+    "fenced.log": "the log refused a superseded worker's transaction",
+    "fenced.sink": "the sink refused a superseded owner's batch",
+    "stale.sink": "rows as old as what the sink held, without effect",
 }
 KINDS = {
     "append": "each record once, with its value",
@@ -178,10 +186,10 @@ def _tried(report: Report, said: Sequence[Line]) -> list[str]:
     rows = [_step(report, step) for step in passed if step not in refusals]
     parts = [
         "<h2>What was tried</h2>",
-        f"<p>{_n(report.kills_worker)} workers and {_n(report.kills_broker)} brokers were killed "
-        "(<code>kill -9</code>) at the steps below and at random moments, while input flowed. "
-        f"{_n(report.zombies)} owners were stopped, replaced, and resumed after their successor had committed; "
-        f"{_n(report.refused)} of them were seen to be refused.</p>",
+        f"<p>{_several(report.kills_worker, 'worker')} and {_several(report.kills_broker, 'broker')} were killed "
+        "(<code>kill -9</code>), at the steps below and at random moments, while input flowed. "
+        "Owners that were stopped, replaced, and resumed after their successor had committed: "
+        f"{_n(report.zombies)}; of them seen to be refused: {_n(report.refused)}.</p>",
         *_table(
             "Each step of the path's protocols: how often it was reached, and how often a process was struck there.",
             (("step", ""), ("who", ""), ("what is true there", ""), ("reached", "n"), ("struck", "n")),
@@ -189,7 +197,7 @@ def _tried(report: Report, said: Sequence[Line]) -> list[str]:
         ),
     ]
     if refusals:
-        cells = [(s.value, [("", STEPS.get(s, "")), ("n", _n(report.steps[s.value]))]) for s in refusals]
+        cells = [(s.value, [("", STEPS.get(s.value, "")), ("n", _n(report.steps[s.value]))]) for s in refusals]
         parts += _table(
             "Refusals, counted where they happened.", (("refusal", ""), ("what it says", ""), ("times", "n")), cells
         )
@@ -209,7 +217,7 @@ def _step(report: Report, step: Step) -> tuple[str, list[tuple[str, str]]]:
     hits, struck = report.steps[step.value], report.struck.get(step.value, 0)
     reached = _n(hits) if hits else '<span class="open">never</span>'
     hit = _n(struck) if struck else '<span class="open">never</span>'
-    return step.value, [("", WHO.get(_family(step), "")), ("", STEPS.get(step, "")), ("n", reached), ("n", hit)]
+    return step.value, [("", WHO.get(_family(step), "")), ("", STEPS.get(step.value, "")), ("n", reached), ("n", hit)]
 
 
 def _compared(report: Report) -> list[str]:
@@ -338,6 +346,10 @@ def _kind(output: Output) -> str:
 
 def _family(step: Step) -> str:
     return step.value.partition(".")[0]
+
+
+def _several(count: int, what: str) -> str:
+    return f"{_n(count)} {what}{'' if count == 1 else 's'}"
 
 
 def _n(count: int) -> str:

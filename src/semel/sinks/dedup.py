@@ -33,7 +33,7 @@ class SqlDialect(StrEnum):
 TRIED = {
     SqlDialect.POSTGRES: "run by semel's tests on a real server",
     SqlDialect.DUCKDB: "run by semel's tests",
-    SqlDialect.CLICKHOUSE: "generated and parsed, never run by semel's tests: try it on a copy first",
+    SqlDialect.CLICKHOUSE: "parsed by semel's tests; run on ClickHouse 26.9 where chdb is installed",
     SqlDialect.BIGQUERY: "generated and parsed, never run by semel's tests: try it on a copy first",
     SqlDialect.SNOWFLAKE: "generated and parsed, never run by semel's tests: try it on a copy first",
 }
@@ -96,7 +96,7 @@ def _path(dialect: SqlDialect, parts: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Deduplicated:
+class Removed:
     """What one run of the step has done. A row whose id is NULL is nobody's repeat."""
 
     rows: int  # that were there when it began

@@ -12,7 +12,7 @@ from typing import Any
 
 import duckdb
 
-from semel.sinks.dedup import EVENT, At, Deduplicated, SqlDialect, differ, no_at, quoted
+from semel.sinks.dedup import EVENT, At, Removed, SqlDialect, differ, no_at, quoted
 from semel.sinks.sink import SinkError
 
 
@@ -22,7 +22,7 @@ def deduplicate(
     ids: Sequence[str] = (EVENT,),
     ignore: Sequence[str] = (),
     at: At = no_at,
-) -> Deduplicated:
+) -> Removed:
     """Keeps one row per id. `table`: its name, with the schema before it or without."""
     where = f"DuckDB table {'.'.join(table)} in {file}"
     if not Path(file).is_file():
@@ -36,7 +36,7 @@ def deduplicate(
 
 def within(
     connection: Any, where: str, table: Sequence[str], ids: Sequence[str], ignore: Sequence[str], at: At
-) -> Deduplicated:
+) -> Removed:
     """The same on a connection that is there already, in a transaction of its own."""
 
     def name(column: str) -> str:
@@ -73,4 +73,4 @@ def within(
         connection.execute("ROLLBACK")
         raise
     at("committed")
-    return Deduplicated(rows, removed)
+    return Removed(rows, removed)

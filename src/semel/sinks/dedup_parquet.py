@@ -22,7 +22,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from pyarrow import parquet
 
-from semel.sinks.dedup import EVENT, At, Deduplicated, differ, no_at
+from semel.sinks.dedup import EVENT, At, Removed, differ, no_at
 from semel.sinks.sink import SinkError
 
 BESIDE = ".semel-dedup"  # ends the name of a file that is being written; hidden from readers by its first dot
@@ -31,7 +31,7 @@ ROW = "semel row number"
 
 def deduplicate(
     folder: str | Path, ids: Sequence[str] = (EVENT,), ignore: Sequence[str] = (), at: At = no_at
-) -> Deduplicated:
+) -> Removed:
     """Keeps one row per id in all `*.parquet` files below the folder, hidden ones (`.`, `_`) excepted. The ids of all
     files are held in memory at once."""
     root = Path(folder)
@@ -59,7 +59,7 @@ def _alone(root: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _deduplicate(root: Path, ids: Sequence[str], ignore: Sequence[str], at: At) -> Deduplicated:
+def _deduplicate(root: Path, ids: Sequence[str], ignore: Sequence[str], at: At) -> Removed:
     files, stats, keys, notes = [], [], [], []
     rows = 0
     for path in sorted(root.rglob("*.parquet")):
@@ -80,14 +80,14 @@ def _deduplicate(root: Path, ids: Sequence[str], ignore: Sequence[str], at: At) 
         keys.append(key.append_column(ROW, pa.array(range(rows, rows + key.num_rows), pa.int64())))
         rows += key.num_rows
     if not files:
-        return Deduplicated(0, 0, tuple(notes))
+        return Removed(0, 0, tuple(notes))
     whole = pa.concat_tables(keys, promote_options="permissive")
     for name in ids:
         whole = whole.filter(pc.is_valid(whole[name]))
     groups = whole.group_by(list(ids)).aggregate([(ROW, "min"), (ROW, "count")])
     repeated = groups.filter(pc.greater(groups[f"{ROW}_count"], 1))
     if not repeated.num_rows:
-        return Deduplicated(rows, 0, tuple(notes))
+        return Removed(rows, 0, tuple(notes))
     several = whole.join(repeated.select([*ids, f"{ROW}_min"]), list(ids), join_type="inner")
     _equal(root, files, keys, several[ROW], ids, ignore)
     gone = several.filter(pc.not_equal(several[ROW], several[f"{ROW}_min"]))[ROW]
@@ -101,7 +101,7 @@ def _deduplicate(root: Path, ids: Sequence[str], ignore: Sequence[str], at: At) 
                 removed += count
             else:
                 notes.append(f"{path.relative_to(root)} was left alone: somebody has changed it meanwhile")
-    return Deduplicated(rows, removed, tuple(notes))
+    return Removed(rows, removed, tuple(notes))
 
 
 def _equal(

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from semel.sinks.dedup import EVENT, At, Deduplicated, differ, no_at
+from semel.sinks.dedup import EVENT, At, Removed, differ, no_at
 from semel.sinks.postgres import place
 from semel.sinks.postgres_session import brief, names, one
 from semel.sinks.sink import SinkError
@@ -21,7 +21,7 @@ from semel.sinks.sink import SinkError
 
 def deduplicate(
     dsn: str, table: Sequence[str], ids: Sequence[str] = (EVENT,), ignore: Sequence[str] = (), at: At = no_at
-) -> Deduplicated:
+) -> Removed:
     """Keeps one row per id. `table`: its name, with the schema before it or without."""
     where = f"Postgres table {'.'.join(table)} at {place(dsn)}"
     try:
@@ -38,7 +38,7 @@ def _deduplicate(
     ids: Sequence[str],
     ignore: Sequence[str],
     at: At,
-) -> Deduplicated:
+) -> Removed:
     text = table.as_string(connection)
     there = connection.execute(
         "SELECT a.attname::text, NOT a.atthasdef AND a.attidentity = '' FROM pg_attribute a "
@@ -79,4 +79,4 @@ def _deduplicate(
     status = connection.execute("COMMIT").statusmessage
     assert status == "COMMIT", f"{where}: COMMIT was answered with {status}"
     at("committed")
-    return Deduplicated(rows, removed)
+    return Removed(rows, removed)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 
 from msgspec import Struct
+from tests.sinks.subjects import S3_BUCKET, s3_options
 
 from semel import App, Builder, Topic
 from semel.sinks import Files, MariaDBTwoPhase, MultipartObjects, PostgresTwoPhase
-from tests.sinks.subjects import S3_BUCKET, s3_options
 
 
 class Order(Struct, frozen=True):
