@@ -575,7 +575,7 @@ def a_log_that_went_back_behind_the_sink(world: World) -> Ended:
     return ended
 
 
-@case(1, "SQLite table totals in totals.db", "the outbox was re-created", "put the former log back", "semel_positions")
+@case(1, "SQLite table totals in totals.db", "the outbox was re-created", "put the former log back", "semel sink adopt")
 def an_outbox_made_anew(world: World) -> Ended:
     """S16: deleted and made again, its offsets start at 0 and the position at the sink would skip its first records."""
     world.orders(1, 2)

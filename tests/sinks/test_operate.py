@@ -108,6 +108,8 @@ def test_a_log_that_went_back_goes_on_where_a_person_says(make_sink: MakeSink, s
     delivery, standing = looked(log, sink)
     assert "went back" in standing.problem or "another" in standing.problem
     assert delivery.count(AT, 0, stands) == stands
+    assert delivery.log_went_another_way(standing, standing.places[0])
+    assert delivery.runs(AT) == [(1, 0), (2, 3)]  # what came after the copy was put back begins at 3
     assert placed(log, delivery, standing, stands, again=False) == 2  # the log is another: so is the identity
     assert looked(log, sink)[1].problem == ""
     delivered(log, sink)
@@ -153,7 +155,9 @@ def test_a_sink_put_back_needs_no_word_while_the_outbox_holds_what_it_lacks(tmp_
     assert delivering.shown(sink) == totals([("a", n) for n in range(10)])
     put_back()
     log.session().truncate({AT: 7})
-    assert "now begins at 7: 2 offsets were deleted before" in looked(log, sink)[1].problem
+    delivery, standing = looked(log, sink)
+    assert "now begins at 7: 2 offsets were deleted before" in standing.problem
+    assert not delivery.log_went_another_way(standing, standing.places[0])
     moved(log, sink, 7, again=False)
     delivered(log, sink)
     assert delivering.shown(sink) == totals([("a", n) for n in (0, 1, 2, 3, 4, 7, 8, 9)])
@@ -381,6 +385,7 @@ def test_objects_put_back_go_on_where_they_end_or_where_the_log_says(tmp_path: P
         cut(log, sink)
     delivery, standing = looked(log, sink, cutting.OUTBOX)
     assert "the sink was put back" in standing.problem
+    assert not delivery.log_went_another_way(standing, standing.places[0])
     assert (standing.seen[0].whole, standing.progress[0] and standing.progress[0].position) == (10, 20)
     placed(log, delivery, standing, 10, again=False)
     cut(log, sink)
@@ -395,7 +400,9 @@ def test_a_log_that_went_back_behind_its_objects_goes_on(tmp_path: Path) -> None
     cut(log, sink)
     log.put_back(copied)
     cutting.put(log, *range(100, 107))
-    assert "decided cuts up to 10 only" in looked(log, sink, cutting.OUTBOX)[1].problem
+    delivery, standing = looked(log, sink, cutting.OUTBOX)
+    assert "decided cuts up to 10 only" in standing.problem
+    assert delivery.log_went_another_way(standing, standing.places[0])
     moved(log, sink, 10, again=False, outbox=cutting.OUTBOX)
     cut(log, sink)
     assert cutting.held(sink) == [*range(20), *range(100, 107)]

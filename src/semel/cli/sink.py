@@ -115,6 +115,7 @@ def adopt(
         choices = one.choices()
         if stands is None:
             print(one.standing.problem or f"sink {sink}: its position fits the log; nothing has to be adopted.")
+            _runs(one)
             for name, to in choices.items():
                 print(f"--at {name}:")
                 _consequences(one, to, again=False)
@@ -334,6 +335,19 @@ def _move(
     print(f"Done: the next start delivers from there{f', as incarnation {incarnation}' if renew else ''}.")
 
 
+def _runs(one: _Seen) -> None:
+    """Where the runs of a log begin that went another way: what came after it was put back is in the last ones."""
+    newest = []
+    for place in one.standing.places:
+        runs = one.delivery.runs(place.at) if one.delivery.log_went_another_way(one.standing, place) else []
+        if runs:
+            newest.append(f"{place.at.partition}:{runs[-1][1]}")
+            begins = ", ".join(f"run {epoch} at offset {offset}" for epoch, offset in runs)
+            print(f"partition {place.at.partition} of this log: {begins}")
+    if newest:
+        print(f"A log that is put back goes on in a new run. To deliver all of the newest: --at {','.join(newest)}")
+
+
 def _consequences(one: _Seen, to: Mapping[TopicPartition, int], *, again: bool) -> None:
     standing, delivery = one.standing, one.delivery
     renew = delivery.renewed(standing, again=again)
@@ -349,8 +363,9 @@ def _consequences(one: _Seen, to: Mapping[TopicPartition, int], *, again: bool) 
             if below := delivery.count(at, place.start, target):
                 told += f"; {many(below)} below it taken for delivered, and never delivered"
         else:
+            another = delivery.log_went_another_way(standing, place)
             if repeated := delivery.count(at, target, min(held, place.end)):
-                told += f"; {many(repeated)} delivered again"
+                told += f"; {many(repeated)} delivered {'once more, or for the first time' if another else 'again'}"
                 again_too = True
             if skipped := delivery.count(at, max(held, place.start), target):
                 told += f"; {many(skipped)} never delivered"
@@ -358,6 +373,8 @@ def _consequences(one: _Seen, to: Mapping[TopicPartition, int], *, again: bool) 
                 told += f"; offsets {held} to {place.start - 1} were deleted and are never delivered"
             if held > place.end:
                 told += f"; offsets {place.end} to {held - 1}, which the log lost, are given to new records"
+            if another and (below := delivery.count(at, place.start, target)):
+                told += f"; {many(below)} below {target} taken for delivered, also what came after the log went back"
         print(f"{told}; {many(delivery.count(at, target, place.end))} to deliver.")
     if again_too or renew:
         print(f"  {_effects(one, renew, standing.incarnation + renew)}")

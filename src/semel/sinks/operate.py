@@ -207,6 +207,41 @@ class Delivery:
         """Committed records in [start, end), up to COUNT_MAX."""
         return self._counted(at, start, end)[1] if start < end else 0
 
+    def log_went_another_way(self, standing: Standing, place: Place) -> bool:
+        """Its records may be others than those that were delivered from these offsets: nothing but the sink's rows
+        tells which. Not where only the sink went back, or the log was truncated."""
+        if not place.problem or place.position is None or not standing.same_log:
+            return False
+        said = standing.progress.get(place.at.partition)
+        sink = next((one for one in standing.seen if one.partition == place.at.partition), None)
+        if self.kind is PositionIn.DELIVERY_TOPIC and said is not None:
+            return sink is not None and sink.position > said.position and sink.incarnation == said.incarnation
+        return place.position >= place.start
+
+    def runs(self, at: TopicPartition, most: int = 5) -> list[tuple[int, int]]:
+        """Where the last runs (leader epochs) of this log begin in a partition: a log that was put back went on in a
+        new one. Empty where the log does not tell."""
+        offset, end = self._log.starts([at])[at], self._log.ends([at])[at]
+        found: list[tuple[int, int]] = []
+        while offset < end and (epoch := self._epoch(at, offset, end)) >= 0:
+            found.append((epoch, offset))
+            low, high = offset, end  # the run reaches past low, and not to high
+            while high - low > 1:
+                middle = (low + high) // 2
+                if self._epoch(at, middle, end) == epoch:
+                    low = middle
+                else:
+                    high = middle
+            offset = high
+        return found[-most:]
+
+    def _epoch(self, at: TopicPartition, offset: int, end: int) -> int:
+        """Of the first record at or after an offset; -1 where there is none."""
+        for records in self._log.read(at, offset, end):
+            if records.offsets or records.undecided:
+                return records.first_epoch if records.offsets else -1
+        return -1
+
     def under_way(self, standing: Standing) -> list[int]:
         """Partitions with a cut that was decided and is not done."""
         return [p for p, progress in standing.progress.items() if progress is not None and progress.cut is not None]
