@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.canaries import test_broker, test_cuts, test_processor_and_sinks, test_receiver
+from tests.canaries import test_broker, test_cuts, test_processor_and_sinks, test_receiver, test_two_phase
 
 ROOT = Path(__file__).parents[1]
 DUE = [
@@ -31,10 +31,13 @@ DUE = [
     "P1",
     "P2",
     "P3",
+    "P4",
     "P5",
     "P11",
     "P14",
     "S3",
+    "S4",
+    "S5",
     "S7",
     "S8",
     "S10",
@@ -42,9 +45,10 @@ DUE = [
     "S14",
     "S15",
     "S16",
+    "S17",
     "S18",
 ]
-TRIED = (test_broker, test_cuts, test_processor_and_sinks, test_receiver)
+TRIED = (test_broker, test_cuts, test_processor_and_sinks, test_receiver, test_two_phase)
 PLANTED = {bug.name for tried in TRIED for bug in tried.BUGS}
 
 

@@ -51,6 +51,10 @@ CAMPAIGNS = {
         "the flights on semel broker, 200 crashes of workers and broker",
         pytest("tests/servers/test_verify.py::test_exactly_once_holds"), {"CRASHES": "200"},
     ),
+    "two-phase": Campaign(
+        "sinks that prepare on Postgres, MariaDB, files and S3, 100 crashes each",
+        pytest("tests/servers/test_verify_two_phase.py"), {"CRASHES": "100"},
+    ),
     "kafka": Campaign(
         "the flights on Apache Kafka, 100 crashes of workers",
         pytest("tests/servers/test_kafka.py::test_verify_holds_on_apache_kafka"), {"KAFKA_CRASHES": "100"},

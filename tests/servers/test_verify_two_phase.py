@@ -15,11 +15,15 @@ import pytest
 
 from semel.host.postgres import PostgresServer
 from semel.verify.schedule import CUT_STEPS, PHASE_STEPS, SINK_STEPS
-from tests.servers import mariadb_subjects
+from tests.servers import mariadb_subjects, two_phase_subjects
+from tests.sinks.subjects import S3_KEY, S3_SECRET
 from tests.support.mariadb import MariaDBServer
 from tests.support.planted import ROOT
+from tests.support.seaweed import SeaweedProcess
 
-CRASHES = 30
+CRASHES = int(os.environ.get("CRASHES", "30"))
+# Postgres on semel broker in CI; all of them in `make proof WHAT=two-phase`.
+ALL = pytest.mark.skipif("CRASHES" not in os.environ, reason="CRASHES=100, as `make proof WHAT=two-phase` has it")
 
 
 def verified(on: str, environ: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -31,7 +35,7 @@ def verified(on: str, environ: dict[str, str]) -> tuple[dict[str, Any], str]:
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3_600,
     )
     report = json.loads(done.stdout) if done.stdout else {}
     said = f"{done.stdout}\n{done.stderr}"
@@ -41,7 +45,7 @@ def verified(on: str, environ: dict[str, str]) -> tuple[dict[str, Any], str]:
     return report, said
 
 
-@pytest.mark.parametrize("on", ["broker", "embedded"])
+@pytest.mark.parametrize("on", ["broker", pytest.param("embedded", marks=ALL)])
 def test_postgres_in_two_phases_holds(on: str, tmp_path: Path) -> None:
     """Each step is reached, most of them by a kill; afterwards no prepared transaction and no table is left."""
     with PostgresServer(tmp_path / "postgres") as postgres:
@@ -55,6 +59,7 @@ def test_postgres_in_two_phases_holds(on: str, tmp_path: Path) -> None:
         postgres.kill()
 
 
+@ALL
 def test_mariadb_and_files_in_two_phases_hold(tmp_path: Path) -> None:
     """The same through XA and by renaming; no XA transaction and no temporary file is left."""
     with MariaDBServer(tmp_path / "mariadb") as mariadb:
@@ -65,3 +70,14 @@ def test_mariadb_and_files_in_two_phases_hold(tmp_path: Path) -> None:
             assert report["outputs"][f"in doubt at {name}"]["present"] == 0, said
         assert not mariadb_subjects.left(mariadb.url, "")
     assert not list(tmp_path.glob("orders*")), "what it made is removed"
+
+
+@ALL
+def test_uploads_in_parts_hold(tmp_path: Path) -> None:
+    """The same through S3; no upload and no object is left."""
+    with SeaweedProcess(tmp_path / "seaweed") as seaweed:
+        keys = {"AWS_ACCESS_KEY_ID": S3_KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET}
+        report, said = verified("broker", {"TWO_PHASE_S3": seaweed.endpoint, **keys})
+        assert report["outputs"]["sink parts"]["present"] > 0, said
+        assert report["outputs"]["in doubt at parts"]["present"] == 0, said
+        assert not [one for one in two_phase_subjects.left_in_parts(seaweed.endpoint, "") if "verify" in one]

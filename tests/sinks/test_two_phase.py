@@ -8,9 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from semel.contract import Attempt, DeliveryId
+from semel import App, Builder, Topic
+from semel.contract import Attempt, DeliveryId, Guarantee
+from semel.guarantees import Circumstances, analyse
 from semel.ports import Step
-from semel.sinks import cut_delivery
+from semel.sinks import Files, MariaDBTwoPhase, MultipartObjects, PostgresTwoPhase, cut_delivery
 from semel.sinks.cut_delivery import CutDelivery
 from semel.sinks.cuts import Rule
 from semel.sinks.sink import Diverged, SinkError
@@ -417,3 +419,29 @@ def test_what_is_settled_and_what_is_left_alone() -> None:
     assert (plan.commit, plan.roll_back, plan.later) == ((again,), (old, now), (later,))
     plan = settling([old, now, again], now, False)
     assert (plan.commit, plan.roll_back, plan.later) == ((), (old, now), (again,))
+
+
+# --- what is promised -------------------------------------------------------------------------------------------------
+
+SINKS = [
+    PostgresTwoPhase("postgresql://h/d", "orders"),
+    MariaDBTwoPhase("mysql://h/d", "orders"),
+    Files("/data/orders"),
+    MultipartObjects("s3://bucket/orders"),
+]
+
+
+@pytest.mark.parametrize("sink", SINKS, ids=lambda sink: type(sink).__name__)
+def test_check_says_exactly_once_and_where_the_commit_ends(sink: Any) -> None:
+    """`write` takes it without accept=; the label follows from the fields, the boundary is the decision."""
+
+    def graph(b: Builder) -> None:
+        b.read(Topic("orders", key=str, value=int)).write(sink)
+
+    (path,) = analyse(App("app", graph).graph(), Circumstances()).paths
+    assert path.guarantee is Guarantee.EXACTLY_ONCE
+    assert path.boundary == (
+        "the log's transaction, then one of the sink that is prepared first and decided by a record of the log"
+    )
+    assert any("the new owner reads the decision record" in reason for reason in path.reasons)
+    assert any("survives its own crash under" in reason for reason in path.reasons)
