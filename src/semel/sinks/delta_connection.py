@@ -90,7 +90,7 @@ class DeltaConnection:
 
     def _told(self, why: Exception) -> str:
         """What the library says, in one line and without a secret."""
-        text = " ".join(str(why).split())[:400]
+        text = " ".join(re.sub(r"\x1b\[\d+m|↳", "", str(why)).split())[:400]
         for secret in self._secrets:
             text = text.replace(secret, "…")
         return re.sub(r"(://)[^/@\s]*@", r"\1", re.sub(r"\?[^\s\"')]*", "?…", text)).rstrip(".")
@@ -259,8 +259,6 @@ class DeltaConnection:
         if self._table is None:
             self._table, self._known_at = self._opened(), -1
         self._table.update_incremental()
-        if not self._table.history(1):  # a table that was removed, or made anew: an update alone does not notice
-            self._table, self._known_at = self._opened(), -1
         return self._table
 
     def _seen(self, delivery: DeliveryId) -> tuple[DeltaTable, delta_positions.At]:
