@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import psycopg
 import pytest
 
 from semel.host.postgres import PostgresServer
-from semel.testing.contracts import ContractTests, Subject
+from semel.sinks import dedup
+from semel.testing import trials
+from semel.testing.contracts import ContractTests, Refused, Subject, run
 from tests.sinks import subjects
 from tests.support.planted import ROOT
 
@@ -34,6 +37,60 @@ class TestPostgresAppended(ContractTests):
     @pytest.fixture
     def subject(self, postgres: PostgresServer) -> Subject:
         return subjects.postgres_subject(subjects.postgres_once, postgres, postgres.dsn)
+
+
+@pytest.fixture
+def plain(postgres: PostgresServer) -> Subject:
+    return subjects.postgres_subject(subjects.postgres_once, postgres, postgres.dsn)
+
+
+# --- planted ---------------------------------------------------------------------------------------------------------
+
+
+def _all_rows(*words: Any, **more: Any) -> str:
+    return real_view(*words, **more).replace('DISTINCT ON ("semel_event")', "").partition("ORDER BY")[0]
+
+
+def _by_values(*words: Any, **more: Any) -> str:
+    return (
+        real_view(*words, **more)
+        .replace('DISTINCT ON ("semel_event")', 'DISTINCT ON ("id")')
+        .replace('ORDER BY "semel_event"', 'ORDER BY "id"')
+    )
+
+
+real_view, real_id = dedup.view, dedup.event_id
+
+
+@pytest.mark.parametrize(
+    ("what", "planted", "names"),
+    [
+        ("view", _all_rows, ("replay", "recut", "repeats", "zombie", "torn")),
+        ("view", _by_values, ("plain",)),
+        ("event_id", lambda app, sink, incarnation, partition, offset: str(offset), ("reborn",)),
+        ("event_id", lambda app, sink, incarnation, partition, offset: str(offset // 2), ("plain",)),
+    ],
+    ids=["no dedup", "dedup by a value", "no incarnation", "two events of one id"],
+)
+def test_a_view_or_an_id_that_does_not_hold_is_found(
+    what: str, planted: Callable[..., str], names: tuple[str, ...], plain: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The view without the dedup repeats, one by other columns loses, and so do ids that name two records."""
+    monkeypatch.setattr(dedup, what, planted)
+    for name in names:
+        with pytest.raises(Refused):
+            run(plain, getattr(trials, name))
+
+
+def test_a_subject_that_does_not_say_what_is_stored_is_refused(plain: Subject) -> None:
+    """Or a sink that stores no repeats would pass as one whose view removes them."""
+    with pytest.raises(Refused, match="stored="):
+        run(replace(plain, stored=None), trials.repeats)
+    with pytest.raises(Refused, match="had nothing to remove"):
+        run(replace(plain, stored=lambda *_: 300), trials.repeats)
+
+
+# --- semel verify ----------------------------------------------------------------------------------------------------
 
 
 def verified(page: Path, *words: str, **environ: str) -> tuple[int, dict[str, Any], str]:

@@ -19,7 +19,7 @@ import pytest
 from semel.host.postgres import PostgresServer
 from semel.sinks import dedup
 from semel.sinks.dedup import SqlDialect
-from tests.sinks.test_dedup import Store, events, on_duckdb, on_parquet, on_postgres, once, repeated
+from tests.servers.test_dedup import Store, events, on_duckdb, on_parquet, on_postgres, once, repeated
 from tests.support.planted import ROOT
 
 KILLED = """

@@ -1,9 +1,8 @@
-"""Rows that are appended with the id of their event: repeats are stored, the view removes them, and whoever takes
-something away from either is found."""
+"""Rows that are appended with the id of their event: repeats are stored, the view removes them. The contract kit, and
+what it finds: tests/servers/test_appended.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +16,6 @@ from semel.host.postgres import PostgresServer
 from semel.ports import Done, Fenced
 from semel.sinks import PostgresAppended, dedup
 from semel.sinks.sink import SinkError
-from semel.testing import trials
-from semel.testing.contracts import Refused, Subject, run
-from tests.sinks import subjects
 from tests.sinks.conftest import MakeSink, database
 from tests.sinks.values import LOG, Total, claimed, held, opened, rows
 
@@ -28,11 +24,6 @@ from tests.sinks.values import LOG, Total, claimed, held, opened, rows
 def make(server: PostgresServer) -> MakeSink:
     dsn = database(server)
     return lambda table="totals", **said: PostgresAppended(dsn, table, **{"hand_over_s": 2.0, **said})
-
-
-@pytest.fixture
-def subject(server: PostgresServer) -> Subject:
-    return subjects.postgres_subject(subjects.postgres_once, server, database(server))
 
 
 def everything(dsn: str, query: str) -> list[tuple[Any, ...]]:
@@ -54,58 +45,6 @@ def test_a_repeat_is_stored_and_the_view_has_it_once(make: MakeSink) -> None:
     ids = everything(sink.dsn, f"SELECT {dedup.EVENT} FROM totals_once ORDER BY 1")
     assert ids == [(f"app/totals/1/0/{n}",) for n in range(3)]
     assert sink.kind is Deduplicated
-
-
-@pytest.mark.parametrize("name", ["agreement", "plain", "replay", "recut", "repeats", "zombie", "reborn", "torn"])
-def test_the_kit_compares_behind_the_view(name: str, subject: Subject) -> None:
-    """All trials and those with processes: tests/servers/test_appended.py."""
-    run(subject, getattr(trials, name))
-
-
-# --- planted ---------------------------------------------------------------------------------------------------------
-
-
-def _all_rows(*words: Any, **more: Any) -> str:
-    return real_view(*words, **more).replace('DISTINCT ON ("semel_event")', "").partition("ORDER BY")[0]
-
-
-def _by_values(*words: Any, **more: Any) -> str:
-    return (
-        real_view(*words, **more)
-        .replace('DISTINCT ON ("semel_event")', 'DISTINCT ON ("id")')
-        .replace('ORDER BY "semel_event"', 'ORDER BY "id"')
-    )
-
-
-real_view, real_id = dedup.view, dedup.event_id
-
-
-@pytest.mark.parametrize(
-    ("what", "planted", "names"),
-    [
-        ("view", _all_rows, ("replay", "recut", "repeats", "zombie", "torn")),
-        ("view", _by_values, ("plain",)),
-        ("event_id", lambda app, sink, incarnation, partition, offset: str(offset), ("reborn",)),
-        ("event_id", lambda app, sink, incarnation, partition, offset: str(offset // 2), ("plain",)),
-    ],
-    ids=["no dedup", "dedup by a value", "no incarnation", "two events of one id"],
-)
-def test_a_view_or_an_id_that_does_not_hold_is_found(
-    what: str, planted: Callable[..., str], names: tuple[str, ...], subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The view without the dedup repeats, one by other columns loses, and so do ids that name two records."""
-    monkeypatch.setattr(dedup, what, planted)
-    for name in names:
-        with pytest.raises(Refused):
-            run(subject, getattr(trials, name))
-
-
-def test_a_subject_that_does_not_say_what_is_stored_is_refused(subject: Subject) -> None:
-    """Or a sink that stores no repeats would pass as one whose view removes them."""
-    with pytest.raises(Refused, match="stored="):
-        run(replace(subject, stored=None), trials.repeats)
-    with pytest.raises(Refused, match="had nothing to remove"):
-        run(replace(subject, stored=lambda *_: 300), trials.repeats)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

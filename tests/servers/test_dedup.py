@@ -1,12 +1,12 @@
 """The batch step keeps one row per event id, on Postgres, DuckDB and Parquet: whenever it is ended, however often it is
-run, whatever is appended meanwhile. The views say the same in five dialects."""
+run, whatever is appended meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ import duckdb
 import psycopg
 import pyarrow as pa
 import pytest
-import sqlglot
 from pyarrow import parquet
 
 from semel.host.postgres import PostgresServer
 from semel.sinks import dedup, dedup_duckdb, dedup_parquet, dedup_postgres
-from semel.sinks.dedup import EVENT, Removed, SqlDialect
+from semel.sinks.dedup import EVENT, Removed
 from semel.sinks.sink import SinkError
 from tests.sinks.conftest import database
 
@@ -97,6 +96,13 @@ def on_parquet(folder: Path) -> Store:
 
     stages = ("chosen", "written", "replaced")
     return Store(append, read, lambda at: dedup_parquet.deduplicate(folder, at=at), stages)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with PostgresServer(tmp_path_factory.mktemp("dedup")) as server:
+        yield server
+        server.kill()
 
 
 @pytest.fixture(params=["postgres", "duckdb", "parquet"])
@@ -349,37 +355,3 @@ def test_what_cannot_be_is_said(server: PostgresServer, tmp_path: Path) -> None:
         with pytest.raises(SinkError, match=says) as refused:
             run()
         assert "s3cret" not in str(refused.value)
-
-
-# --- the views --------------------------------------------------------------------------------------------------------
-
-ODD = ['a "quoted" name', "n", EVENT]
-
-
-@pytest.mark.parametrize("dialect", SqlDialect)
-def test_the_view_parses_in_its_dialect_and_names_are_names(dialect: SqlDialect) -> None:
-    """By a parser that is not ours: one view, over one table, of these columns, one row per event id."""
-    text = dedup.view(dialect, ("shop", "events"), ODD)
-    (parsed,) = sqlglot.parse(text, read=dialect.value)
-    exp = sqlglot.exp
-    assert isinstance(parsed, exp.Create) and parsed.args["kind"] == "VIEW" and parsed.args["replace"]
-    assert [table.name for table in parsed.find_all(exp.Table)] == ["events_once", "events"]
-    assert [column.name for column in parsed.expression.expressions] == ODD
-    select = parsed.expression
-    per = {
-        SqlDialect.POSTGRES: lambda: select.args["distinct"].args["on"].expressions,
-        SqlDialect.CLICKHOUSE: lambda: select.args["limit"].expressions,
-    }.get(dialect, lambda: next(select.args["qualify"].find_all(exp.Window)).args["partition_by"])
-    assert [column.name for column in per()] == [EVENT]
-
-
-def test_the_view_of_duckdb_has_each_event_once() -> None:
-    """Run, not only parsed. (Postgres': test_appended.py.)"""
-    connection = duckdb.connect()
-    connection.execute(f'CREATE TABLE events ("a ""quoted"" name" int, n int, {EVENT} varchar)')
-    connection.executemany("INSERT INTO events VALUES (?, ?, ?)", [[n, n, id] for id, n in repeated(events(0, 50))])
-    connection.execute(dedup.view(SqlDialect.DUCKDB, ("events",), ODD))
-    found = connection.execute(f"SELECT {EVENT}, n FROM events_once").fetchall()
-    assert sorted(found) == sorted(events(0, 50))
-    connection.execute(dedup.view(SqlDialect.DUCKDB, ("events",), None))
-    assert len(connection.execute("SELECT * FROM events_once").fetchall()) == 50
