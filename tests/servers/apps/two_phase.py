@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 
 from msgspec import Struct
-from tests.sinks.subjects import S3_BUCKET, s3_options
 
 from semel import App, Builder, Topic
 from semel.sinks import Files, MariaDBTwoPhase, MultipartObjects, PostgresTwoPhase
