@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from semel import App, Builder, Topic
@@ -230,8 +230,18 @@ def _live(world: World, lives: list[Life]) -> None:
         _live(world, lives[1:])
 
 
+# The story: the second owner read the decisions, was overtaken by the third, and then found more at the sink than it had
+# read. It took that for a log that went back, and stopped its app for good.
+OVERTAKEN_BETWEEN_READING_AND_ASKING: list[Life] = [
+    (Step.CLAIM_AFTER, "ends", 1, {"take_over": ["before"], "prepare_cut": ["before"]}),
+    (Step.SETTLE_BEFORE, "overtaken", 1, {}),
+    (Step.CLAIM_AFTER, "overtaken", 1, {}),
+]
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(LIVES)
+@example(OVERTAKEN_BETWEEN_READING_AND_ASKING)
 def test_any_history_of_owners_delivers_once(lives: list[Life]) -> None:
     """Owners end, are overtaken, go on, lose answers of the log and of the sink, one within another. Nothing is
     committed that was not decided (`System.commit` asserts it at every moment), and in the end each record is there

@@ -13,7 +13,7 @@ from semel.contract import LogIdentity
 from semel.ports import Log, Sink, TopicPartition
 from semel.sinks import cuts
 from semel.sinks.cuts import Progress
-from semel.sinks.sink import Diverged, SinkError
+from semel.sinks.sink import Ahead, Diverged, SinkError
 
 CHOICE = (
     "Records would be delivered twice or skipped, so nothing was delivered. Put back the log and the sink that belong "
@@ -43,7 +43,7 @@ def agreed(
         )
     if found is None or found.incarnation < incarnation:
         if position > 0:
-            raise Diverged(
+            raise Ahead(
                 f"{place}: it holds what was delivered up to offset {position} of {outbox}, and "
                 f"{topic} knows of no delivery: the log was put back, or that topic was made anew. {CHOICE}"
             )
@@ -51,7 +51,7 @@ def agreed(
     same_topic(place, outbox, found, here)
     bound = found.position if found.cut is None else found.cut.end
     if position > bound:
-        raise Diverged(
+        raise Ahead(
             f"{place}: it holds what was delivered up to offset {position} of {outbox}, and "
             f"{topic} decided cuts up to {bound} only: the log went back behind the sink (a backup put back, "
             f"a tail lost in a power cut), or a copy of it is in use. {CHOICE}"

@@ -47,7 +47,7 @@ from semel.ports import (
 from semel.sinks import cuts, group_position, keep, origin, two_phase
 from semel.sinks.agreement import CHOICE, agreed, not_past_the_end, same_topic
 from semel.sinks.cuts import Cut, Progress, Rule, Undecided
-from semel.sinks.sink import Diverged, RowRefused, SinkError
+from semel.sinks.sink import Ahead, Diverged, RowRefused, SinkError
 from semel.sinks.trouble import Trouble, pause_ms
 from semel.sinks.truncation import Truncation
 
@@ -74,6 +74,7 @@ class _Lane:
     failures: int = 0
     told: int = -1  # the group's offset
     moments: list[keep.Moment] | None = None  # None: not read yet
+    ahead: tuple[Progress | None] | None = None  # what was read when the sink held more
     strange: tuple[Progress | None] | None = None  # what was read when the sink knew of something later (TwoPhase)
 
     def empty(self, next: int) -> None:
@@ -276,10 +277,17 @@ class CutDelivery:
             claim = cast(SinkConnection, self._connection).claim(delivery, here)
         if isinstance(claim, NotDone):
             return self._later(lane, claim.reason)
-        if self._decides:
-            progress = two_phase.resumed(claim, found, here, self._place(lane))
-        else:
-            progress = self._agreed(lane, claim, found, here)
+        try:
+            if self._decides:
+                progress = two_phase.resumed(claim, found, here, self._place(lane))
+            else:
+                progress = self._agreed(lane, claim, found, here)
+        except Ahead:
+            if lane.ahead == (found,):
+                raise
+            lane.ahead = (found,)
+            return self._later(lane, f"{self._place(lane)}: it holds more than was decided when that was read")
+        lane.ahead = None
         origin.validate(self._log, lane.at, progress.position, progress.mark, self._runs, self._sink.where)
         self._steps.reached(Step.CLAIM_AFTER)
         if found is not None and progress.cut != found.cut and not self._written_down(lane, progress):

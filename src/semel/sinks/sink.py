@@ -38,6 +38,11 @@ class Diverged(SinkError):
     """The sink's position is not a position in this log. Never repaired by resetting: a person decides."""
 
 
+class Ahead(Diverged):
+    """The sink holds more than its owner has read as decided. Who was overtaken between reading and asking sees that
+    too: only who has read the same again, after initialising the transactional id again, believes it."""
+
+
 class RowRefused(SinkError):
     """The sink will never take this record (FAULTS S11)."""
 

@@ -32,7 +32,7 @@ from semel.contract import (
     Settlement,
 )
 from semel.sinks.cuts import Cut, Progress
-from semel.sinks.sink import Diverged, SinkError
+from semel.sinks.sink import Ahead, Diverged, SinkError
 
 NAME_BYTES_MAX = 200  # of a prepared transaction of Postgres; what has no limit of its own keeps to it
 DIGITS = 19  # of an offset
@@ -100,7 +100,7 @@ def _held(claim: Claim, wanted: int, place: str) -> None:
     if claim.position in (wanted, -1):
         return
     if claim.position > wanted:
-        raise Diverged(
+        raise Ahead(
             f"{place}: it holds what was delivered up to offset {claim.position}, and the log has decided up to "
             f"{wanted} only: the log went back behind the sink (a backup put back, a tail lost in a power cut), or a "
             f"copy of it is in use. {CHOICE}"
