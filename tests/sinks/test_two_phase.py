@@ -230,8 +230,8 @@ def _live(world: World, lives: list[Life]) -> None:
         _live(world, lives[1:])
 
 
-# The story: the second owner read the decisions, was overtaken by the third, and then found more at the sink than it had
-# read. It took that for a log that went back, and stopped its app for good.
+# The story: the second owner read the decisions, was overtaken by the third, and then found more at the sink than it
+# had read. It took that for a log that went back, and stopped its app for good.
 OVERTAKEN_BETWEEN_READING_AND_ASKING: list[Life] = [
     (Step.CLAIM_AFTER, "ends", 1, {"take_over": ["before"], "prepare_cut": ["before"]}),
     (Step.SETTLE_BEFORE, "overtaken", 1, {}),
