@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from semel.broker.requests import DeleteGroupsRequest
-from semel.cli.app import begin, drain, reset
+from semel.cli.app import begin, discard, reset
 from semel.cli.sink import adopt
 from semel.errors import SemelError, UsageError
 from semel.host.engine import Ask
@@ -270,8 +270,8 @@ def test_an_app_that_runs_is_not_reset(place: Place) -> None:
     assert place.position("counts", "orders") == [10] * 4
 
 
-def test_drain_gives_up_what_a_removed_node_left(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    """The start names the command with its topic; after it the app starts. Nothing else can be drained."""
+def test_discard_gives_up_what_a_removed_node_left(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """The start names the command with its topic; after it the app starts. Nothing else can be discarded."""
     place.run_to(8)
     for group, name in (("counts", "counts-old-repartition"), ("counts.old", "counts-old-outbox")):
 
@@ -286,19 +286,19 @@ def test_drain_gives_up_what_a_removed_node_left(place: Place, capsys: pytest.Ca
 
         place.tended(left)
         code, said = place.run(lambda: False)
-        assert code == 1 and f"`semel app drain {APP} {name} --on {place.url}`" in said, said
+        assert code == 1 and f"`semel app discard {APP} {name} --on {place.url}`" in said, said
         place.alone()
-        drain(APP, name, on=place.url)
+        discard(APP, name, on=place.url)
         told = capsys.readouterr().out
         assert "deleted, with 2 records not " in told and "Nothing has been done" in told
-        drain(APP, name, on=place.url, yes=True)
+        discard(APP, name, on=place.url, yes=True)
         assert name not in place.ids()
     for name, why in ((OUTBOX, "belongs to the program"), ("orders", "is the user's own"), ("no", "no topic no")):
         with pytest.raises(UsageError, match=why):
-            drain(APP, name, on=place.url, yes=True)
+            discard(APP, name, on=place.url, yes=True)
     place.tended(lambda log: log.session("x").create([NewTopic("counts-other-x-outbox", 1)]))
     with pytest.raises(UsageError, match="nothing says that topic"):
-        drain(APP, "counts-other-x-outbox", on=place.url, yes=True)
+        discard(APP, "counts-other-x-outbox", on=place.url, yes=True)
     place.feed()
     place.run_to(16)
 
@@ -324,6 +324,29 @@ def test_a_state_that_is_gone_begins_only_when_asked_to(place: Place, capsys: py
     place.run_to(8)
 
 
+def test_a_state_that_was_renamed_is_told_all_its_commands(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """`begin` names what the former name has left, changelog and repartition; else each would stop another start. A
+    start names both, too."""
+    place.run_to(8)
+    former = [REPARTITION.replace("sums", "old"), CHANGELOG.replace("sums", "old")]
+
+    def left(tended: Tended) -> None:
+        log = tended.session("counts")
+        for name in former:
+            log.create([NewTopic(name, 1)])
+            log.writer(name)(0, b"k", b"1", now_ms(), None)
+            log.flush()
+            _done(log.commit_offsets({parts(name, 1)[0]: Position(0)}))
+
+    place.tended(left)
+    place.tended(lambda log: log.delete([CHANGELOG]))
+    begin(APP, "sums", on=place.url, yes=True)
+    told = capsys.readouterr().out
+    assert all(f"`semel app discard {APP} {name} --on {place.url}`" in told for name in former)
+    code, said = place.run(lambda: False)
+    assert code == 1 and all(f"`semel app discard {APP} {name} --on {place.url}`" in said for name in former), said
+
+
 def test_reset_is_a_way_on_for_a_state_that_is_gone(place: Place) -> None:
     """Everything is computed again, so nothing is short of anything."""
     place.run_to(8)
@@ -332,7 +355,7 @@ def test_reset_is_a_way_on_for_a_state_that_is_gone(place: Place) -> None:
     place.run_to(8)
 
 
-def test_a_removed_state_is_given_up_by_drain(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_removed_state_is_given_up_by_discard(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """Left there, it would come back as it was then, should its name come back."""
     place.run_to(8)
     name = "counts-old-changelog"
@@ -346,9 +369,9 @@ def test_a_removed_state_is_given_up_by_drain(place: Place, capsys: pytest.Captu
 
     place.tended(left)
     code, said = place.run(lambda: False)
-    assert code == 1 and f"`semel app drain {APP} {name} --on {place.url}`" in said, said
+    assert code == 1 and f"`semel app discard {APP} {name} --on {place.url}`" in said, said
     place.alone()
-    drain(APP, name, on=place.url, yes=True)
+    discard(APP, name, on=place.url, yes=True)
     assert f"topic {name} on {place.url}: to be deleted, with the state 'old'." in capsys.readouterr().out
     place.feed()
     place.run_to(16)

@@ -259,7 +259,7 @@ def test_a_sink_that_is_renamed_before_all_was_delivered_stops_the_start(
     assert code == 1
     assert "no sink of the program has the name 'orders' any more, and it holds records that were not delivered" in said
     assert f"`semel sink drain FORMER.py orders --on {shop.url}`" in said
-    assert f"`semel app drain {APP} shop-orders-outbox --on {shop.url}`" in said
+    assert f"`semel app discard {APP} shop-orders-outbox --on {shop.url}`" in said
     list_(APP, on=shop.url)
     assert re.search(r"^orders +Transactional +2 +6 +new", capsys.readouterr().out, re.M)
     drain(APP, "orders", on=shop.url)

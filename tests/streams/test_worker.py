@@ -531,7 +531,7 @@ def test_a_state_under_another_name_stops_the_start_until_it_is_begun(
     assert (made.name, made.partitions, made.config) == ("billing-all-changelog", 4, {"cleanup.policy": "compact"})
     assert {at.topic for at in positions} == {"orders"} and "billing-all-changelog" not in broker.topics
     machine.log.create([made])
-    with pytest.raises(SemelError, match=r"the state 'sums'.*`semel app drain \S+ billing-sums-changelog --on mem:`"):
+    with pytest.raises(SemelError, match=r"the state 'sums'.*`semel app discard \S+ billing-sums-changelog --on mem:`"):
         Machine("a", broker, changed)
     found = leftover(App("billing", changed).graph(), machine.log, "billing-sums-changelog", prefix="", delivered=dict)  # type: ignore[arg-type]
     assert found.kind == "changelog"
@@ -837,7 +837,7 @@ def test_what_a_removed_operator_or_sink_left_unread_stops_the_start(broker: Mem
         broker.put(topic, b"k", b"2")
     Machine("a", broker)
     broker.offsets[TopicPartition(repartition, 0)] = Position(1)
-    with pytest.raises(SemelError, match=r"not read.*`semel app drain \S+ billing-old-repartition --on mem:`"):
+    with pytest.raises(SemelError, match=r"not read.*`semel app discard \S+ billing-old-repartition --on mem:`"):
         Machine("a", broker)
     broker.offsets[TopicPartition(repartition, 0)] = Position(2)
     positions = {TopicPartition(outbox, 0): Position(1)}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from semel.errors import SemelError
+from semel.errors import SemelError, UsageError
 from semel.streams.layout import UNFINISHED
 from semel.streams.reset import COUNT_MAX, To
 
@@ -38,7 +38,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without this it only sa
 
 @app.callback()
 def _app() -> None:
-    """Reset an app, begin one of its states, or drain one of its topics."""
+    """Reset an app, begin one of its states, or give up what a removed one has left."""
 
 
 @app.command()
@@ -94,8 +94,17 @@ def begin(
         print(f"Done: {state} begins empty at the next start.")
 
 
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def drain() -> None:
+    """What it was is two commands now."""
+    raise UsageError(
+        "`semel app drain` is two commands now: `semel sink drain` delivers what is left for a sink, `semel app "
+        "discard` gives up what a removed operator, state or sink has left."
+    )
+
+
 @app.command()
-def drain(
+def discard(
     app: App,
     topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Its internal topic, as `run` named it.")],
     on: On = None,

@@ -33,7 +33,7 @@ COMMANDS = {
     "check": Entry("semel.cli.check", "check", "Say what every path of an app guarantees."),
     "verify": Entry("semel.cli.verify", "verify", "Crash an app at every step and compare input with output."),
     "dedup": Entry("semel.cli.dedup", "dedup", "Read appended rows once each: a view, or a batch step."),
-    "app": Entry("semel.cli.app", "app", "Reset an app, begin one of its states, or drain one of its topics."),
+    "app": Entry("semel.cli.app", "app", "Reset an app, begin one of its states, or give up what one has left."),
     "sink": Entry("semel.cli.sink", "app", "See how far an app's sinks are; move or finish a delivery."),
     "broker": Entry("semel.cli.broker", "broker", "Serve a folder as a log that speaks Kafka's protocol."),
     "topics": Entry("semel.cli.topics", "topics", "List the topics of a log."),

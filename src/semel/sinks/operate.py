@@ -253,7 +253,9 @@ class Delivery:
         that went another way gives old identities to other records."""
         if self._sink.contract.identity is Identity.NONE:
             return False
-        return again or self.kind is PositionIn.DELIVERY_TOPIC or bool(standing.problem) or not standing.same_log
+        if again or self.kind is PositionIn.DELIVERY_TOPIC or not standing.same_log:
+            return True
+        return any(self.log_went_another_way(standing, place) for place in standing.places)
 
     def move(
         self,

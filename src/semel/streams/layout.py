@@ -178,19 +178,19 @@ def leftovers(graph: g.Graph, log: Log, layout: Layout, delivered: Delivered | N
     found = []
     for name, kind, inner in _unowned(graph, log, layout, delivered):
         topic = f"{log.name}: topic {layout.prefix}{name} belongs to app {graph.app}, no "
-        drain = command("drain", graph, log.name, name)
+        discard = command("discard", graph, log.name, name)
         if kind is g.InternalKind.OUTBOX:
             found.append(
                 f"{topic}sink of the program has the name {inner!r} any more, and it holds records that were not "
                 f"delivered. Was the sink removed or renamed? Deliver them first, with the program as it was: `semel "
-                f"sink drain FORMER.py {inner} --on {log.name}`; or give up what is in it: {drain}."
+                f"sink drain FORMER.py {inner} --on {log.name}`; or give up what is in it: {discard}."
             )
             continue
         told = "records that were not read" if kind is g.InternalKind.REPARTITION else f"the state {inner!r}"
         owner, back = ("operator", " and let it finish") if kind is g.InternalKind.REPARTITION else ("state", "")
         found.append(
             f"{topic}{owner} of the program owns it any more, and it holds {told}. Put the {owner} back{back}, or give "
-            f"up what is in it: {drain}."
+            f"up what is in it: {discard}."
         )
     return found
 
