@@ -59,6 +59,8 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_connection.py": {"psycopg"},
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
+    "sources/postgres_changes_connection.py": {"psycopg"},
+    "sources/postgres_changes_trial.py": {"psycopg"},
     "sources/postgres_session.py": {"psycopg"},
     "sources/postgres_table_connection.py": {"psycopg"},
     "sources/postgres_table_trial.py": {"psycopg"},
@@ -87,7 +89,7 @@ PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 PURE = {
     "sinks": {"__init__", "sink", "delivery", "cut_delivery", "cuts", "trouble", "origin", "objects_form", "http"},
     "sources": {"__init__", "source", "positions", "ingest", "files", "postgres_table", "http_endpoint"}
-    | {"http_endpoint_keys"},
+    | {"http_endpoint_keys", "postgres_changes", "pgoutput"},
     "receiver": {"__init__", "rules"},
 }
 

@@ -498,10 +498,12 @@ class SourceRow(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Portion:
     """What a source gives at once: rows in its order, and where it stands behind them, per source partition. Both go
-    into one transaction of the log, or neither. Without positions there was nothing to read."""
+    into one transaction of the log, or neither. Without positions there was nothing to read; not `complete`: the
+    transaction stays open, the next portion goes into it, and the positions come with the last of them."""
 
     rows: Sequence[SourceRow] = ()
     positions: Mapping[str, bytes | None] = field(default_factory=dict)  # None: it is forgotten
+    complete: bool = True
     idle_ms: int = 100  # how long it is left alone when there was nothing
 
 
