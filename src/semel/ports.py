@@ -359,7 +359,7 @@ class Ingestor(Protocol):
     def close(self) -> None: ...
 
 
-Ingestors = Callable[[str], Ingestor]
+Ingestors = Callable[[str, int], Ingestor]  # transactional id, the timeout of its transactions in ms
 
 
 # --- Store: where a task keeps its state between commits ----------------------------------------------------------
@@ -539,8 +539,9 @@ class SourceTrial(Protocol):
     """A renamed source as `semel verify` uses it: its own files or table, filled while the ingest reads."""
 
     def prepare(self) -> None: ...
-    def add(self, rows: Sequence[Any]) -> None:
-        """Values of the topic's type as plain dicts and scalars. There at the latest when it is called again."""
+    def add(self, rows: Sequence[Any]) -> int:
+        """Values of the topic's type as plain dicts and scalars; how many records they will be. There at the latest
+        when it is called again."""
         ...
 
     def rows(self) -> Sequence[tuple[bytes | None, bytes | None]]:
@@ -565,6 +566,11 @@ class Source(Protocol):
     @property
     def ordered(self) -> bool:
         """Whether the records of a key keep the order of the source."""
+        ...
+
+    @property
+    def transaction_ms(self) -> int:
+        """How long a transaction of the log may take that holds portions which are not complete."""
         ...
 
     @property

@@ -185,7 +185,8 @@ class Ingest:
                 )
         lane.topic_id = known[self._topic].topic_id
         if lane.owner is None:
-            lane.owner = self._owners(f"{self._topic}{positions.GROUP_ENDING}.{lane.at.partition}")
+            id = f"{self._topic}{positions.GROUP_ENDING}.{lane.at.partition}"
+            lane.owner = self._owners(id, self._source.transaction_ms)
         # In this order: what a former owner could still commit is decided or aborted when the positions are read.
         lane.owner.initialise()
         try:

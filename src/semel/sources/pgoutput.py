@@ -1,7 +1,8 @@
 """pgoutput, protocol version 1: the messages of Postgres' logical replication that carry changes, as plain data. Pure.
 
 Source: "Logical Replication Message Formats" of the Postgres manual. Values are the text that the types' output
-functions give, as bytes; None is null; `UNCHANGED` is a large value that the update did not touch and that is not sent again.
+functions give, as bytes; None is null; `UNCHANGED` is a large value that the update did not touch:
+it is not sent again.
 
 Invariant: a message is read to its last byte, or refused.
 """

@@ -85,6 +85,10 @@ class PostgresChanges:
         return True
 
     @property
+    def transaction_ms(self) -> int:
+        return 900_000  # a snapshot is one; the most that Kafka takes by default
+
+    @property
     def lanes(self) -> int:
         return 1
 

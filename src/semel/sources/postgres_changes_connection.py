@@ -115,8 +115,8 @@ class ChangesConnection:
         if slot[0] > known.lsn:
             raise SourceDiverged(
                 f"{where}: the slot {known.slot} stands at {_lsn(slot[0])}, the log at {_lsn(known.lsn)}: somebody "
-                "else reads from this slot, or the log was put back. Changes would be left out, so nothing was read. Read "
-                "the table into another topic."
+                "else reads from this slot, or the log was put back. Changes would be left out, so nothing was read. "
+                "Read the table into another topic."
             )
 
     # --- the snapshot -----------------------------------------------------------------------------------------------

@@ -44,8 +44,13 @@ class ChangesTrial:
         self._made = True
         connection.execute(sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(self._table))
 
-    def add(self, rows: Sequence[Any]) -> None:
-        self._waiting += [row["after"] or row["before"] or {} for row in rows]
+    def add(self, rows: Sequence[Any]) -> int:
+        new = [row["after"] or row["before"] for row in rows if row["after"] or row["before"]]
+        self._waiting += new
+        self._apply()
+        return len(new)
+
+    def _apply(self) -> None:
         connection = self._session.connected()
         begun = connection.execute(
             "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND confirmed_flush_lsn IS NOT NULL",
@@ -91,7 +96,7 @@ class ChangesTrial:
         self._expected.append(self._coder.record({"op": op, "before": before, "after": after}, after or before))
 
     def rows(self) -> Sequence[tuple[bytes | None, bytes | None]]:
-        self.add([])
+        self._apply()
         return self._expected
 
     def drop(self) -> None:
