@@ -67,6 +67,8 @@ GUESTS: dict[str, set[str]] = {
     "sinks/postgres_versioned_connection.py": {"psycopg"},
     "sinks/mariadb_connection.py": {"pymysql"},
     "sinks/mariadb_two_phase_connection.py": {"pymysql"},
+    "sources/postgres_changes_connection.py": {"psycopg"},
+    "sources/postgres_changes_trial.py": {"psycopg"},
     "sources/postgres_session.py": {"psycopg"},
     "sources/postgres_table_connection.py": {"psycopg"},
     "sources/postgres_table_trial.py": {"psycopg"},
@@ -109,7 +111,7 @@ PURE = {
         "delta_positions",
     },
     "sources": {"__init__", "source", "positions", "ingest", "files", "postgres_table", "http_endpoint"}
-    | {"http_endpoint_keys"},
+    | {"http_endpoint_keys", "postgres_changes", "pgoutput"},
     "receiver": {"__init__", "rules"},
 }
 

@@ -314,7 +314,7 @@ class Ingestor(Protocol):
     def close(self) -> None: ...
 
 
-Ingestors = Callable[[str], Ingestor]
+Ingestors = Callable[[str, int], Ingestor]  # transactional id, the timeout of its transactions in ms
 
 
 # --- Store: where a task keeps its state between commits ----------------------------------------------------------
@@ -506,10 +506,12 @@ class SourceRow(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Portion:
     """What a source gives at once: rows in its order, and where it stands behind them, per source partition. Both go
-    into one transaction of the log, or neither. Without positions there was nothing to read."""
+    into one transaction of the log, or neither. Without positions there was nothing to read; not `complete`: the
+    transaction stays open, the next portion goes into it, and the positions come with the last of them."""
 
     rows: Sequence[SourceRow] = ()
     positions: Mapping[str, bytes | None] = field(default_factory=dict)  # None: it is forgotten
+    complete: bool = True
     idle_ms: int = 100  # how long it is left alone when there was nothing
 
 
@@ -545,8 +547,9 @@ class SourceTrial(Protocol):
     """A renamed source as `semel verify` uses it: its own files or table, filled while the ingest reads."""
 
     def prepare(self) -> None: ...
-    def add(self, rows: Sequence[Any]) -> None:
-        """Values of the topic's type as plain dicts and scalars. There at the latest when it is called again."""
+    def add(self, rows: Sequence[Any]) -> int:
+        """Values of the topic's type as plain dicts and scalars; how many records they will be. There at the latest
+        when it is called again."""
         ...
 
     def rows(self) -> Sequence[tuple[bytes | None, bytes | None]]:
@@ -571,6 +574,11 @@ class Source(Protocol):
     @property
     def ordered(self) -> bool:
         """Whether the records of a key keep the order of the source."""
+        ...
+
+    @property
+    def transaction_ms(self) -> int:
+        """How long a transaction of the log may take that holds portions which are not complete."""
         ...
 
     @property

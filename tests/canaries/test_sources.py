@@ -12,6 +12,7 @@ INGEST = "tests/sources/test_ingest.py::"
 FILES = "tests/sources/test_files.py::"
 TABLE = "tests/sources/test_postgres_table.py::"
 HTTP = "tests/sources/test_http_endpoint.py::"
+CHANGES = "tests/sources/test_postgres_changes.py::"
 CRASHES = INGEST + "test_ended_at_every_step_each_row_is_there_once"
 
 BUGS = [
@@ -171,6 +172,46 @@ BUGS = [
         "S18: what lies below the floor is run again",
         (Edit("sources/http_endpoint_keys.py", "self.floor(sent) or 0, now_ms)", "0, now_ms)"),),
         (HTTP + "test_floors_keep_what_expiry_forgets",),
+    ),
+    Bug(
+        "changes: the slot lets go before the log has committed",
+        (
+            Edit(
+                "sources/postgres_changes_connection.py",
+                "        return Portion(rows, {self._name: msgspec.json.encode(self._known)})\n",
+                "        self.committed()\n"
+                "        return Portion(rows, {self._name: msgspec.json.encode(self._known)})\n",
+            ),
+        ),
+        (CHANGES + "test_the_slot_lets_go_of_what_is_in_the_log_and_of_no_more",),
+    ),
+    Bug(
+        "changes: the snapshot is several transactions",
+        (
+            Edit(
+                "sources/postgres_changes_connection.py",
+                "            return Portion(rows, complete=False)\n",
+                "            known, found = self._known, self._portion(rows, self._point)\n"
+                "            self._known = known\n            return found\n",
+            ),
+        ),
+        (CHANGES + "test_ended_at_every_step_each_change_is_there_once[2-ingest.read]",),
+    ),
+    Bug(
+        "changes: what the slot gives again is taken again",
+        (
+            Edit(
+                "sources/postgres_changes_connection.py",
+                "                if transaction.end_lsn <= known.lsn:\n",
+                "                if False:\n",
+            ),
+            Edit(
+                "sources/postgres_changes_connection.py",
+                "        if lsn == known.lsn:\n",
+                "        if not rows:\n",
+            ),
+        ),
+        (CHANGES + "test_ended_at_every_step_each_change_is_there_once[2-ingest.commit]",),
     ),
 ]
 

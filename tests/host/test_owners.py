@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from semel.ports import Done, Fenced, Ingestors, Log, NewRecord, NewTopic, NotDone, Owner, Owners, TopicPartition
+from semel.ports import Done, Fenced, Ingestor, Log, NewRecord, NewTopic, NotDone, Owner, Owners, TopicPartition
 from tests.sinks.cut_child import opened
 from tests.support.broker import BrokerProcess
 
@@ -100,7 +100,7 @@ def test_a_connection_lost_before_the_next_transaction_is_no_done(
             assert b"%d" % n not in found
 
 
-def test_a_transaction_of_several_partitions(place: tuple[Log, Ingestors, object]) -> None:
+def test_a_transaction_of_several_partitions(place: tuple[Log, Callable[[str], Ingestor], object]) -> None:
     """Sent in two goes, visible when it is committed and not before, with its headers; the next one follows."""
     log, owners, _ = place
     owner = owners("orders.ingest.0")
@@ -119,7 +119,9 @@ def test_a_transaction_of_several_partitions(place: tuple[Log, Ingestors, object
 
 
 @pytest.mark.parametrize("sent", [False, True])
-def test_what_a_former_ingestor_left_open_is_gone(place: tuple[Log, Ingestors, object], sent: bool) -> None:
+def test_what_a_former_ingestor_left_open_is_gone(
+    place: tuple[Log, Callable[[str], Ingestor], object], sent: bool
+) -> None:
     """Its successor initialises: what was sent is aborted, and sending or committing the rest is refused."""
     log, owners, _ = place
     former, heir = owners("orders.ingest.0"), owners("orders.ingest.0")

@@ -1,5 +1,5 @@
 """`semel verify` on sources: killed at every step of the ingest, zombies refused, each row of files and of a table in
-its topic once; and the bug that is planted is found."""
+its topic once, also requests and changes; and the bug that is planted is found."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from tests.support.planted import CANARIES, ROOT, planted
 
 CRASHES = 16
 EVENTS = "CREATE TABLE events (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer text, amount bigint)"
+ITEMS = "CREATE TABLE items (id bigint PRIMARY KEY, customer text, amount bigint)"
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with PostgresServer(tmp_path_factory.mktemp("postgres")) as server:
+    with PostgresServer(tmp_path_factory.mktemp("postgres"), settings={"wal_level": "logical"}) as server:
         with psycopg.connect(server.dsn) as connection:
             connection.execute(EVENTS)
+            connection.execute(ITEMS)
         yield server.dsn
 
 
@@ -45,12 +47,14 @@ def test_sources_hold(tmp_path: Path, database: str) -> None:
     assert (code, report.get("verdict"), report.get("counterexample")) == (0, "holds", None), said
     assert report["kills"]["worker"] + report["kills"]["broker"] >= CRASHES and report["refused"] >= 1, said
     assert all(report["steps"][step] > 0 for step in SOURCE_STEPS)
-    for name in ("source orders", "source events", "source calls"):
+    for name in ("source orders", "source events", "source calls", "source items"):
         assert report["outputs"][name]["present"] > 500, said
     assert sorted(path.name for path in tmp_path.iterdir() if "verify" in path.name) == []
     with psycopg.connect(database) as connection:
         left = connection.execute("SELECT relname FROM pg_class WHERE relname LIKE 'events%' AND relkind = 'r'")
         assert left.fetchall() == [("events",)]
+        assert connection.execute("SELECT * FROM pg_replication_slots").fetchall() == []
+        assert connection.execute("SELECT * FROM pg_publication").fetchall() == []
 
 
 def test_a_position_beside_the_records_is_found(tmp_path: Path, database: str) -> None:

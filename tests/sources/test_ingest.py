@@ -73,7 +73,7 @@ def test_what_the_former_ingest_commits_until_it_is_put_out_is_read(files: Files
     heir = Reader(log, declared, records_max=3)
     made = log.owner
 
-    def late(transactional_id: str) -> object:
+    def late(transactional_id: str, timeout_ms: int) -> object:
         owner = made(transactional_id)
         initialise = owner.initialise
 

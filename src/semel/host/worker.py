@@ -277,7 +277,7 @@ def _asked(run: Run, slot: Slot, source: Source) -> Asked:
 
 
 @contextmanager
-def sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source, Callable[[str], _Owner]]]:
+def sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source, _OwnerMaker]]:
     """Functions that open sessions with the log."""
     if run.url.startswith(EMBEDDED):
         from semel.host.embedded import EmbeddedLog
@@ -290,7 +290,7 @@ def sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source,
                 lambda group, member, transactional: EmbeddedLog(
                     engine, group=group, transactional_id=transactional, steps=steps
                 ),
-                lambda transactional: EmbeddedOwner(engine, transactional),
+                lambda transactional, timeout_ms=0: EmbeddedOwner(engine, transactional),
             )
         except BaseException:
             with suppress(LogLost):  # what ended the run is what a person must hear of
@@ -318,7 +318,7 @@ def sessions(run: Run, steps: Steps, leaving: Leaving) -> Iterator[tuple[Source,
                 patience_s=at.patience_s,
                 notice=_say if group == run.name else None,  # once, not by each delivery, too
             ),
-            lambda transactional: KafkaOwner(at, transactional),
+            lambda transactional, timeout_ms=TRANSACTION_TIMEOUT_MS: KafkaOwner(at, transactional, timeout_ms),
         )
 
 
@@ -358,6 +358,10 @@ def delivery_of(
 
 class _Owner(Owner, Ingestor, Protocol):
     """What both logs have under one transactional id."""
+
+
+class _OwnerMaker(Protocol):
+    def __call__(self, transactional: str, timeout_ms: int = ...) -> _Owner: ...
 
 
 def run_ingest(

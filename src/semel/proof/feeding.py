@@ -50,8 +50,8 @@ class Feeding:
     def flush(self) -> None:
         for name, waiting in self._waiting.items():
             topic = self.topics[name]
-            self._trials[name].add([plain(topic, one.value) for one in waiting if one.value is not None])
-            self._added[name] += len(waiting)
+            rows = [plain(topic, one.value) for one in waiting if one.value is not None]
+            self._added[name] += self._trials[name].add(rows)
             waiting.clear()
 
     def end(self) -> None:

@@ -76,6 +76,10 @@ class Files:
         return True
 
     @property
+    def transaction_ms(self) -> int:
+        return 10_000
+
+    @property
     def lanes(self) -> int:
         # One: a file that was renamed is known by its content, which only who knows all positions can compare.
         return 1

@@ -34,9 +34,9 @@ class FilesTrial:
     def prepare(self) -> None:
         self._folder.mkdir(parents=True)  # nobody else's
 
-    def add(self, rows: Sequence[Any]) -> None:
+    def add(self, rows: Sequence[Any]) -> int:
         if not rows:
-            return
+            return 0
         rows = msgspec.to_builtins(rows) if self._format() != "parquet" else rows
         if not self._made or (not self._one and self._rows >= ROWS_PER_FILE) or self._format() == "parquet":
             self._made.append(self._new())
@@ -45,12 +45,13 @@ class FilesTrial:
         self._rows += len(rows)
         if self._format() == "parquet":
             self._write_parquet(path, rows)
-            return
+            return len(rows)
         data = self._encoded(rows, first)
         if path.name.endswith(".gz"):
             data = gzip.compress(data)
         with path.open("ab") as file:
             file.write(data)
+        return len(rows)
 
     def _format(self) -> str:
         return self._source.format_of(self._name(0))

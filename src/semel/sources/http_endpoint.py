@@ -82,6 +82,10 @@ class HTTPEndpoint:
         return False
 
     @property
+    def transaction_ms(self) -> int:
+        return 10_000
+
+    @property
     def lanes(self) -> int:
         return 1  # who owns it listens
 

@@ -40,7 +40,7 @@ class EndpointTrial:
         for n in range(SENDERS):
             threading.Thread(target=self._send, name=f"verify-sends-{n}", daemon=True).start()
 
-    def add(self, rows: Sequence[Any]) -> None:
+    def add(self, rows: Sequence[Any]) -> int:
         made = [
             r.encode() if isinstance(r, str) else r if isinstance(r, bytes) else msgspec.json.encode(r) for r in rows
         ]
@@ -50,6 +50,7 @@ class EndpointTrial:
             count = 1 if self._plain else SIZES[number % len(SIZES)]  # records in one request
             some, made = made[:count], made[count:]
             self._waiting.put((number, some[0] if count == 1 else b"[" + b",".join(some) + b"]"))
+        return len(rows)
 
     def _send(self) -> None:
         while not self._ended.is_set():

@@ -185,7 +185,8 @@ class Ingest:
                 )
         lane.topic_id = known[self._topic].topic_id
         if lane.owner is None:
-            lane.owner = self._owners(f"{self._topic}{positions.GROUP_ENDING}.{lane.at.partition}")
+            id = f"{self._topic}{positions.GROUP_ENDING}.{lane.at.partition}"
+            lane.owner = self._owners(id, self._source.transaction_ms)
         # In this order: what a former owner could still commit is decided or aborted when the positions are read.
         lane.owner.initialise()
         try:
@@ -223,7 +224,7 @@ class Ingest:
         if isinstance(portion, NotDone):
             self._retry(lane, portion.reason)
             return 0
-        if not portion.positions:
+        if not portion.positions and portion.complete:
             lane.due_ms = self._now_ms + portion.idle_ms
             lane.exhausted = connection.exhausted()
             self._went_well(lane)
@@ -232,6 +233,8 @@ class Ingest:
         self._steps.reached(Step.INGEST_READ)
         assert lane.owner is not None
         match self._committed(lane, lane.owner, portion):
+            case Done() if not portion.complete:
+                return len(portion.rows) or 1
             case Done():
                 self._steps.reached(Step.INGEST_COMMIT)
                 connection.committed()
@@ -247,12 +250,15 @@ class Ingest:
         return 0
 
     def _committed(self, lane: _Lane, owner: Ingestor, portion: Portion) -> Outcome:
-        """One transaction: the records, then the positions behind them."""
+        """One transaction: the records, then the positions behind them. Of a portion that is not complete the records
+        only, and it stays open."""
         if portion.rows:
             sent = owner.send([self._record(row) for row in portion.rows])
             if not isinstance(sent, Done):
                 return sent
         self._steps.reached(Step.INGEST_RECORDS)
+        if not portion.complete:
+            return Done()
         behind = [
             NewRecord(
                 *lane.at,

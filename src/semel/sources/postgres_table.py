@@ -75,6 +75,10 @@ class PostgresTable:
         return True
 
     @property
+    def transaction_ms(self) -> int:
+        return 10_000
+
+    @property
     def lanes(self) -> int:
         return 1
 

@@ -54,14 +54,15 @@ class TableTrial:
                 )
             )
 
-    def add(self, rows: Sequence[Any]) -> None:
+    def add(self, rows: Sequence[Any]) -> int:
         self._settle()
         if not rows:
-            return
+            return 0
         held = self._held = psycopg.connect(self._source.dsn, application_name="semel verify")
         half = max(1, len(rows) // 2)
         self._insert(held, rows[:half])
         self._insert(self._session.connected(), rows[half:])
+        return len(rows)
 
     def _insert(self, connection: psycopg.Connection[Any], rows: Sequence[dict[str, Any]]) -> None:
         for row in rows:

@@ -53,8 +53,8 @@ class Coder:
         self.of_str = self._value_serde.type is str
         self.stops: bool = topic.on_error == "stop"
 
-    def record(self, row: Any) -> tuple[bytes | None, bytes | None]:
-        """Key and value as the log holds them. Raises Refused."""
+    def record(self, row: Any, keyed: Any = None) -> tuple[bytes | None, bytes | None]:
+        """Key and value as the log holds them. `keyed`: where the key is, if not in the row. Raises Refused."""
         try:
             if self._plain:
                 value: object = row
@@ -62,7 +62,7 @@ class Coder:
                 if self._empty and isinstance(row, dict):
                     row = {n: v for n, v in ((n, self._emptied(n, v)) for n, v in row.items()) if v is not MISSING}
                 value = msgspec.convert(row, self._value_serde.type, strict=not self._lenient, builtin_types=BUILTIN)
-            return self._key_of(row, value), self._value_serde.encode(value)
+            return self._key_of(row if keyed is None else keyed, value), self._value_serde.encode(value)
         except Refused:
             raise
         except (msgspec.MsgspecError, NotFinite, UnicodeError, TypeError, ValueError, OverflowError) as why:

@@ -95,7 +95,7 @@ class OutboxLog:
     def session(self, group: str = "app.sink") -> OutboxSession:
         return OutboxSession(self, group)
 
-    def owner(self, transactional_id: str) -> OutboxOwner:
+    def owner(self, transactional_id: str, timeout_ms: int = 0) -> OutboxOwner:
         owner = OutboxOwner(self, transactional_id)
         self.owners.append(owner)
         return owner

@@ -1,6 +1,7 @@
-"""Rows of files and of a table, and requests, each to a topic and to a table of SQLite.
+"""Rows of files and of a table, requests, and changes of a table, each to a topic and further.
 
-SOURCES_FOLDER is where the files and the SQLite file lie, SOURCES_POSTGRES names a database with the table `events`.
+SOURCES_FOLDER is where the files and the SQLite file lie, SOURCES_POSTGRES names a database with the tables `events`
+and `items`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from semel import App, Builder, Topic
 from semel.sinks import SQLite
-from semel.sources import Files, HTTPEndpoint, PostgresTable
+from semel.sources import Change, Files, HTTPEndpoint, PostgresChanges, PostgresTable
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ events = Topic(
 calls = Topic(
     "calls", key=str, value=Order, partitions=2, source=HTTPEndpoint("127.0.0.1:8080", "/calls", key="customer")
 )
+items = Topic("items", key=int, value=Change[Order], partitions=2, source=PostgresChanges(DATABASE, "items", key="id"))
+copies = Topic("copies", key=int, value=Change[Order], partitions=2)
 
 
 def build(b: Builder) -> None:
@@ -46,6 +49,7 @@ def build(b: Builder) -> None:
             .map(Total)
         )
         totals.write(SQLite(f"{FOLDER}/shop.db", f"totals_{topic.name}", key="customer"))
+    b.read(items).write(copies)
 
 
 app = App("shop", build, commit_interval_ms=50)
