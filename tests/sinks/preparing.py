@@ -34,6 +34,7 @@ class System:
         self.committed: dict[int, list[Attempt]] = {}
         self.then: dict[str, list[str]] = {}
         self.watching = True
+        self.incarnation = 1
 
     def commit(self, partition: int, attempt: Attempt) -> bool:
         if (partition, attempt) in self.prepared:
@@ -101,7 +102,7 @@ class PreparingConnection:
             del system.prepared[at, one]
         for one in plan.commit:
             system.commit(at, one)
-        return Claim(delivery, 0, 1, system.position.get(at, 0), "", log)
+        return Claim(delivery, 0, system.incarnation, system.position.get(at, 0), "", log)
 
     def prepare_cut(self, claim: Claim, attempt: Attempt, run: str, rows: Sequence[Row]) -> Outcome:
         self._steps.reached(Step.ROWS_BEFORE)

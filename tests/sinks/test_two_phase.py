@@ -379,6 +379,26 @@ def test_what_the_log_never_decided_stops_the_delivery() -> None:
     assert list(world.system.prepared) == [left]
 
 
+def test_a_person_begins_anew_under_the_next_incarnation() -> None:
+    """After the log went back, and after the outbox was made anew: from its start, beside what was delivered."""
+    for remade in (False, True):
+        world = World()
+        world.put(10)
+        copied = world.log.copy()
+        world.worker(5).turn(6)
+        if remade:
+            world.log.topics[OUTBOX].topic_id = "another"
+        else:
+            world.log.put_back({name: parts for name, parts in copied.items() if name != DELIVERY})
+            world.log.topics[OUTBOX].partitions[0].pop()
+        with pytest.raises(Diverged):
+            world.worker(5).turn(6)
+        assert world.system.held[0] == list(range(10))
+        world.system.incarnation, world.system.position[0] = 2, 0
+        world.worker(5).turn(6)
+        assert world.system.held[0] == [*range(10), *range(10 if remade else 9)]
+
+
 @pytest.mark.parametrize("decided", [False, True])
 def test_a_sink_that_was_put_back_stops_the_delivery(decided: bool) -> None:
     """What was decided is neither prepared nor committed there: rolled back by hand, or lost with a backup."""

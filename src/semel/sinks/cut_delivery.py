@@ -304,14 +304,22 @@ class CutDelivery:
     def _settled(self, lane: _Lane, delivery: DeliveryId, found: Progress | None, here: LogIdentity) -> Claim | NotDone:
         """At a sink that prepares: what former owners left is settled by what the log says, if it is the log of theirs.
         First, so that nothing of theirs is in the way of the claim."""
+        other: Diverged | None = None
         if found is not None:
-            same_topic(self._place(lane), self._outbox, found, here)
-            origin.validate(self._log, lane.at, found.position, found.mark, self._runs, self._sink.where)
-            not_past_the_end(self._place(lane), self._log, lane.at, found)
-        in_doubt = found is not None and found.cut is not None
+            try:
+                same_topic(self._place(lane), self._outbox, found, here)
+                origin.validate(self._log, lane.at, found.position, found.mark, self._runs, self._sink.where)
+                not_past_the_end(self._place(lane), self._log, lane.at, found)
+            except Diverged as why:
+                other = why
+        in_doubt = other is None and found is not None and found.cut is not None
         if in_doubt:
             self._steps.reached(Step.SETTLE_BEFORE)
-        claim = cast(TwoPhaseConnection, self._connection).take_over(delivery, here, *two_phase.latest(found))
+        take_over = cast(TwoPhaseConnection, self._connection).take_over
+        # Of another log nothing is settled: whatever is prepared is later than what this one knows.
+        claim = take_over(delivery, here, *two_phase.latest(found if other is None else None))
+        if other is not None and not (isinstance(claim, Claim) and found and claim.incarnation > found.incarnation):
+            raise other  # else a person has begun anew
         if isinstance(claim, Fenced):
             self._steps.reached(Step.SINK_FENCED)
             if lane.strange == (found,):

@@ -160,7 +160,7 @@ class MultipartConnection:
         raise Diverged(
             f"{self._sink.where}: the log has decided {key}, which is neither being uploaded nor there: it was aborted "
             "(by hand, or by a lifecycle rule for unfinished uploads), or removed. Nothing more is delivered. Put it "
-            "back, or begin anew (docs/sinks.md)."
+            "back, or begin anew (docs/two-phase.md)."
         )
 
     def _completed(self, key: str) -> bool:

@@ -124,7 +124,7 @@ def stranger(reason: str, place: str) -> Diverged:
 
 CHOICE = (
     "Records would be delivered twice or skipped, so nothing was delivered. Put back the log that belongs to this "
-    "sink, or begin anew under the next incarnation (docs/sinks.md, Beginning anew)."
+    "sink, or begin anew under the next incarnation (docs/two-phase.md, Beginning anew)."
 )
 
 
