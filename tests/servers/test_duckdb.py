@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -228,6 +229,33 @@ def test_a_short_hold_is_waited_for(path: str) -> None:
         began = time.monotonic()
         assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)])) == Done()
         assert time.monotonic() - began < 1
+
+
+def test_others_have_a_turn_while_this_process_is_busy(path: str) -> None:
+    """Two deliveries of one process follow each other without a gap: another process comes in between all the same."""
+    first, second = DuckDB(path, "one", name="one"), DuckDB(path, "two", name="two")
+    stop = threading.Event()
+
+    def busy(sink: DuckDB) -> None:
+        connection = opened(sink)
+        claim, at = claimed(connection, sink), 0
+        while not stop.is_set():
+            at += connection.write(claim, at, at + 1, "r", rows(sink, [Total("a", at)], at)) == Done()
+
+    threads = [threading.Thread(target=busy, args=(sink,)) for sink in (first, second)]
+    for thread in threads:
+        thread.start()
+    program = (
+        "import duckdb, sys, time\nuntil = time.monotonic() + 20\nwhile True:\n"
+        f"    try:\n        duckdb.connect({path!r}).close(); break\n"
+        "    except duckdb.IOException:\n        assert time.monotonic() < until; time.sleep(0.01)\n"
+    )
+    try:
+        assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_a_file_that_is_no_database_is_a_persons_business(path: str) -> None:

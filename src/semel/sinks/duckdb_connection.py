@@ -9,7 +9,9 @@ that stopped inside its batch: who waits says which process holds the file (FAUL
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from semel.sinks.duckdb import DuckDB
 
 WAIT_S, LOOK_S = 1.0, 0.01  # for the file, at each try; the delivery tries again and keeps its membership in between
+# Deliveries of one process follow each other without a gap, and others would never find the file closed: after so long
+# it is left closed for a moment.
+TURN_S, GAP_S = 0.2, 0.03
 READ_WAIT_S = 30.0  # `rows` and `drop` have nobody who tries again for them
 LOCKED = "Could not set lock"
 PASSING = (
@@ -69,6 +74,18 @@ class Busy(Exception):
     """Another process has the file."""
 
 
+class Turn:
+    """One file, for all deliveries of this process: one at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.since = 0.0  # from when on the file has been in use by this process, with no gap for others
+        self.closed = 0.0
+
+
+_turns: dict[str, Turn] = {}
+
+
 class DuckDBConnection:
     """See `ports.SinkConnection`."""
 
@@ -91,26 +108,39 @@ class DuckDBConnection:
         folder = Path(self._sink.path).absolute().parent
         if not folder.is_dir():
             raise SinkError(f"{self._sink.where}: there is no folder {folder}. Create it, or name another file.")
+        turn = _turns.setdefault(os.path.realpath(self._sink.path), Turn())
         until = time.monotonic() + wait_s
+        if not turn.lock.acquire(timeout=wait_s):
+            raise Busy
+        try:
+            connection = self._connect(until)
+            if time.monotonic() - turn.closed > GAP_S:
+                turn.since = time.monotonic()
+            try:
+                now = identity(self._sink.path)
+                if now != self._file:  # perhaps another file than the one looked at before
+                    self._file, self._shape = now, None
+                yield connection
+            finally:
+                # The checkpoint at the end may fail (a full disk); what was committed is in the log beside the file.
+                with contextlib.suppress(duckdb.Error):
+                    connection.close()
+                turn.closed = time.monotonic()
+                if turn.closed - turn.since > TURN_S:
+                    time.sleep(GAP_S)
+        finally:
+            turn.lock.release()
+
+    def _connect(self, until: float) -> duckdb.DuckDBPyConnection:
         while True:
             try:
-                connection = duckdb.connect(self._sink.path)
-                break
+                return duckdb.connect(self._sink.path)
             except duckdb.IOException as why:
                 if LOCKED not in str(why):
                     raise
                 if time.monotonic() >= until:
                     raise Busy from None
                 time.sleep(LOOK_S)
-        try:
-            now = identity(self._sink.path)
-            if now != self._file:  # perhaps another file than the one looked at before
-                self._file, self._shape = now, None
-            yield connection
-        finally:
-            # The checkpoint at the end may fail (a full disk); what was committed is in the log beside the file.
-            with contextlib.suppress(duckdb.Error):
-                connection.close()
 
     def close(self) -> None:
         """Nothing is open between batches."""
@@ -136,7 +166,7 @@ class DuckDBConnection:
         where, text = self._sink.where, str(why)
         if isinstance(why, Busy):
             said = held_by("DuckDB", self._sink.path, readers=True)
-            return NotDone(f"{where}: {said or 'the file is held by another process'}; waiting for it")
+            return NotDone(f"{where}: {said or 'the file is in use'}; waiting for it")
         if NO_DATABASE.search(text):
             raise SinkError(
                 f"{where}: {text}. Name another file, or put the database back; if it was one, move this file away "
