@@ -114,6 +114,43 @@ def test_the_verdict_is_a_word_and_leads(report: Report) -> None:
     assert counted[report.verdict.value] in said
 
 
+TOLD = {
+    Verdict.HOLDS: """billing: is each record counted once?
+What was tried
+What was compared, and what was found
+What was not tried
+- Steps that were reached, and where nobody was struck
+- What no such run tries
+- What lies outside every guarantee
+What the program promises
+How to do it again""",
+    Verdict.UNKNOWN: """billing: is each record counted once?
+What was tried
+What was compared, and what was found
+What was not tried
+- Why this run proves less than it could
+- What could not be compared
+- Steps that were reached, and where nobody was struck
+- What no such run tries
+- What lies outside every guarantee
+What the program promises
+How to do it again""",
+}
+
+
+@pytest.mark.parametrize("verdict", TOLD, ids=str)
+def test_it_is_told_in_this_order(verdict: Verdict) -> None:
+    """What somebody reads who reads the headings only. A broken run has its counter-example before all that."""
+    told = [
+        ("- " if tags[-1] == "h3" else "") + data
+        for tags, data in Read(made(EACH[verdict])).texts
+        if tags and tags[-1] in ("h1", "h2", "h3")
+    ]
+    assert "\n".join(told) == TOLD[verdict]
+    broken = [data for tags, data in Read(made(BROKEN)).texts if tags[-1:] == ("h2",)]
+    assert broken == ["Counter-example", *(h for h in TOLD[Verdict.HOLDS].split("\n")[1:] if h[0] != "-")]
+
+
 def test_a_counter_example_names_its_record() -> None:
     """Which input caused it, and where it lies."""
     said = Read(made(BROKEN)).said()
