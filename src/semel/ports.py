@@ -1,7 +1,7 @@
 """What the core may ask of the world, as protocols and plain data.
 
-Nothing here performs anything: `host/` has the real implementations, `sim/` the simulated twins. The core
-takes its time, its dice and its bytes as arguments; what is left to ask for is listed on this page.
+Nothing here performs anything: `host/` has the real implementations, `sim/` the simulated twins. The core takes its
+time, its dice and its bytes as arguments; what is left to ask for is listed here. The names of steps: `steps.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from semel.contract import Attempt, Claim, Contract, DeliveryId, Kind, LogIdentity, Remembered, Row, SourceContract
+from semel.steps import NoSteps as NoSteps
 from semel.steps import Step as Step
+from semel.steps import Steps as Steps
 
 Buffer = bytes | bytearray | memoryview
 Headers = Sequence[tuple[str, bytes | None]]
@@ -72,20 +74,6 @@ class Random(Protocol):
     def getrandbits(self, k: int) -> int: ...
     def choice(self, seq: Sequence[T]) -> T: ...
     def shuffle(self, x: MutableSequence[Any]) -> None: ...
-
-
-# --- Steps ----------------------------------------------------------------------------------------------------
-
-
-class Steps(Protocol):
-    def reached(self, step: Step) -> None: ...
-
-
-class NoSteps:
-    """Production: reaching a step does nothing."""
-
-    def reached(self, step: Step) -> None:
-        return
 
 
 # --- Outcomes -------------------------------------------------------------------------------------------------

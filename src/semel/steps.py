@@ -2,13 +2,14 @@
 
 SEMEL_KILL and SEMEL_STOP name them.
 
-`Steps` in `ports.py` is told of each. Invariant: a name is never given another meaning; `semel verify --list-steps`
+`Steps` is told of each. Invariant: a name is never given another meaning; `semel verify --list-steps`
 prints those of an app's path.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 
 class Step(StrEnum):
@@ -65,3 +66,14 @@ class Step(StrEnum):
     SINK_FENCED = "fenced.sink"  # the sink refused this delivery's batch; by cuts: the log its cut or position
     SOURCE_FENCED = "fenced.source"  # the log refused the transaction of a superseded ingest
     SINK_STALE = "stale.sink"  # rows of this delivery's batch were as old as what the sink holds: without effect
+
+
+class Steps(Protocol):
+    def reached(self, step: Step) -> None: ...
+
+
+class NoSteps:
+    """Production: reaching a step does nothing."""
+
+    def reached(self, step: Step) -> None:
+        return
