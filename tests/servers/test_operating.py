@@ -354,6 +354,8 @@ def test_what_cannot_be_asked_is_said(shop: Shop, capsys: pytest.CaptureFixture[
         show(APP, "none", on=shop.url)
     with pytest.raises(SemelError, match="there is no outbox shop-orders-outbox: nothing was written"):
         show(APP, "orders", on=shop.url)
+    list_(APP, on=shop.url)
+    assert len(re.findall(r"never run", capsys.readouterr().out)) == 4
     drain(APP, "orders", on=shop.url)
     assert "it has no outbox yet" in capsys.readouterr().out
     with pytest.raises(UsageError, match="Say how far"):

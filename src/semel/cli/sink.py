@@ -45,12 +45,10 @@ def list_(app: App, on: On = None, json_lines: Json = False) -> None:
     rows: list[tuple[str, ...]] = [("SINK", "CONTRACT", "PARTITIONS", "WAITING", "STATE", "")]
     with _opened(app, on) as at:
         for name, write in at.sinks.items():
-            with _delivery(at, name, write) as one:
-                standing = one.standing
-                if json_lines:
-                    print(json.dumps({"sink": name, **_as_json(standing), "contract": one.contract}))
-                waiting = many_of(sum(place.waiting for place in standing.places))
-                rows.append((name, one.contract, f"{len(standing.places)}", waiting, _state(standing), one.where))
+            found, row = _listed(at, name, write)
+            if json_lines:
+                print(json.dumps({"sink": name, **found}))
+            rows.append(row)
         left = left_behind(at.graph, at.tended.session(at.name), at.prefix, list(at.sinks), at.delivered)
         for outbox, sink in left:
             rows.append((sink, "-", "-", "some", "left behind", f"no sink of the program: topic {outbox}"))
@@ -58,6 +56,23 @@ def list_(app: App, on: On = None, json_lines: Json = False) -> None:
                 print(json.dumps({"sink": sink, "outbox": outbox, "state": "left behind"}))
     if not json_lines:
         print(table(rows) if len(rows) > 1 else "This app has no sinks.")
+
+
+def _listed(at: _At, name: str, write: Write) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """One sink for JSON and for the table; one that cannot be asked says why, and keeps no other from being listed."""
+    declared: Any = write.sink
+    contract, where = declared.contract.name, declared.where
+    if at.prefix + write.outbox not in at.tended.session(f"{at.name}.{name}").topics():
+        return {"contract": contract, "state": "never run"}, (name, contract, "-", "-", "never run", where)
+    try:
+        with _delivery(at, name, write) as one:
+            standing = one.standing
+            waiting = many_of(sum(place.waiting for place in standing.places))
+            row = (name, contract, f"{len(standing.places)}", waiting, _state(standing), one.where)
+            return {"contract": contract, **_as_json(standing)}, row
+    except SemelError as why:
+        said = {"contract": contract, "state": "refused", "problem": str(why)}
+        return said, (name, contract, "-", "-", "refused", f"{why}")
 
 
 @app.command()
@@ -109,9 +124,16 @@ def adopt(
     yes: Yes = False,
 ) -> None:
     """Say which position stands after a log or a sink was put back, re-created or changed behind semel's back."""
+    from semel.contract import PositionIn
+
     with _one(app, sink, on) as (at, one):
         _alone(at, sink)
         _answers(one)
+        if one.delivery.kind is PositionIn.SINK and not one.standing.seen:
+            raise UsageError(
+                f"{one.where}: it knows of no delivery of {at.name} (none was made, or its positions were removed). "
+                "Start the app, which claims it; if that stops, look again."
+            )
         choices = one.choices()
         if stands is None:
             print(one.standing.problem or f"sink {sink}: its position fits the log; nothing has to be adopted.")
