@@ -10,9 +10,9 @@ from tests.canaries.test_processor_and_sinks import test_a_planted_bug_is_found 
 
 INGEST = "tests/sources/test_ingest.py::"
 FILES = "tests/sources/test_files.py::"
-TABLE = "tests/sources/test_postgres_table.py::"
+TABLE = "tests/servers/sources/test_postgres_table.py::"
 HTTP = "tests/sources/test_http_endpoint.py::"
-CHANGES = "tests/sources/test_postgres_changes.py::"
+CHANGES = "tests/servers/sources/test_postgres_changes.py::"
 CRASHES = INGEST + "test_ended_at_every_step_each_row_is_there_once"
 
 BUGS = [

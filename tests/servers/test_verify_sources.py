@@ -18,7 +18,7 @@ from semel.host.postgres import PostgresServer
 from semel.verify.schedule import SOURCE_STEPS
 from tests.support.planted import CANARIES, ROOT, planted
 
-CRASHES = 16
+CRASHES = 12
 EVENTS = "CREATE TABLE events (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer text, amount bigint)"
 ITEMS = "CREATE TABLE items (id bigint PRIMARY KEY, customer text, amount bigint)"
 
@@ -58,11 +58,9 @@ def test_sources_hold(tmp_path: Path, database: str) -> None:
 
 
 def test_a_position_beside_the_records_is_found(tmp_path: Path, database: str) -> None:
-    """The planted bug repeats rows; without it the same faults lose and repeat nothing."""
-    words = ("--at", "ingest.records", "--crashes=3", "--seed=1")
+    """The planted bug repeats rows, and the verdict says so. (Without it the test above loses and repeats nothing.)"""
+    words = ("--at", "ingest.records", "--crashes=2", "--seed=1")
     source = planted(CANARIES / "verify" / "position-beside-the-source.patch", tmp_path / "src")
     code, report, said = verify(tmp_path, database, *words, source=source)
     assert (code, report.get("verdict")) == (1, "broken"), said
     assert sum(report["outputs"][name]["repeated"] for name in ("source orders", "source events")) > 0, said
-    code, report, said = verify(tmp_path, database, *words)
-    assert code in (0, 2) and not any(o["lost"] or o["repeated"] for o in report["outputs"].values()), said
