@@ -10,19 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from semel.verify.schedule import SINK_STEPS
 from tests.support.planted import ROOT
 
 APP = "tests/servers/apps/lake.py"
 
 
-def semel(folder: Path, *words: str, which: str = "duckdb delta iceberg") -> tuple[dict[str, Any], str]:
+def semel(folder: Path, *words: str, sinks: str = "") -> tuple[dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, "-m", "semel.cli.main", *words, "--json"],
         cwd=ROOT,
-        env={**os.environ, "LAKE": str(folder), "LAKE_SINKS": which},
+        env={**os.environ, "LAKE": str(folder), "LAKE_SINKS": sinks},
         capture_output=True,
         text=True,
         timeout=600,
@@ -40,16 +38,15 @@ def test_check_says_exactly_once_and_where_it_ends(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("which", ["duckdb", "delta", "iceberg"])
-def test_verify_holds(which: str, tmp_path: Path) -> None:
+def test_verify_holds(tmp_path: Path) -> None:
     """Kills at every step of the sink, zombies resumed after their successor's commit and refused."""
-    words = ["verify", APP, "--crashes=16", "--seed=5"]
-    report, said = semel(tmp_path, *words, which=which)
+    sinks = ["duck-latest", "delta-each", "ice-latest"]
+    report, said = semel(tmp_path, "verify", APP, "--crashes=16", "--seed=5", sinks=" ".join(sinks))
     assert (report["verdict"], report.get("counterexample")) == ("holds", None), said
     assert report["kills"]["worker"] + report["kills"]["broker"] >= 16
     assert report["refused"] >= 1, said
     assert all(report["steps"][step] > 0 for step in SINK_STEPS), said
-    for name, output in report["outputs"].items():
-        assert output["present"] > 0, (name, said)
+    for name in sinks:
+        assert report["outputs"][f"sink {name}"]["present"] > 0, said
     left = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "catalog.db"]
     assert not left, left

@@ -102,6 +102,7 @@ class Delivery:
         self._remembers = sink.contract.position is PositionIn.SINK
         # A sink to which each batch is a file says when one is due; to others it is what a poll has brought.
         self._rule: Rule | None = getattr(sink, "rule", None)
+        self._idle_ms = IDLE_MS if self._rule is None else max(IDLE_MS, self._rule.ms)
         self._steps = steps or NoSteps()
         self._say = say
         self._connection = cast(SinkConnection, sink.open(self._steps))
@@ -178,7 +179,9 @@ class Delivery:
             if lane.claim is None:
                 if now_ms >= lane.due_ms:
                     self._claim(lane)
-            elif at in found or lane.waiting or (lane.next > lane.position and now_ms - lane.written_ms >= IDLE_MS):
+            elif (
+                at in found or lane.waiting or (lane.next > lane.position and now_ms - lane.written_ms >= self._idle_ms)
+            ):
                 delivered += self._deliver(lane, self._due(lane, found.get(at, [])))
         if now_ms - self._told_ms >= LAG_MS and self._remembers:
             self._tell(self._lanes.values())
@@ -311,7 +314,7 @@ class Delivery:
         if rows:
             last = next(records for records in reversed(found) if records.offsets)
             lane.mark = origin.mark_of(last, self._run_id(last.leader_epoch))
-        elif self._now_ms - lane.written_ms < IDLE_MS:
+        elif self._now_ms - lane.written_ms < self._idle_ms:
             return 0  # markers and aborted records: their offsets travel with the next rows
         else:
             lane.mark = lane.mark or origin.NOTHING

@@ -61,7 +61,8 @@ class Iceberg:
 
     @property
     def table(self) -> str:
-        return self.original + self.suffix
+        # A dot would begin another namespace; catalogs allow little else in a name.
+        return self.original + re.sub(r"[^a-zA-Z0-9_]", "_", self.suffix)
 
     @property
     def where(self) -> str:

@@ -21,18 +21,20 @@ orders = Topic("orders", key=str, value=Order)
 
 def lake(b: Builder) -> None:
     folder = os.environ["LAKE"]
-    which = os.environ.get("LAKE_SINKS", "duckdb delta iceberg").split()
+    catalog = {"type": "sql", "uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}/warehouse"}
+    sinks = [
+        DuckDB(f"{folder}/orders.duckdb", "orders", name="duck-each"),
+        DuckDB(f"{folder}/orders.duckdb", "latest", key="customer", name="duck-latest"),
+        DeltaLake(f"{folder}/orders", name="delta-each", seconds=0.2),
+        DeltaLake(f"{folder}/latest", key="customer", name="delta-latest", seconds=0.2),
+        Iceberg("sales.orders", name="ice-each", seconds=0.2, options=catalog),
+        Iceberg("sales.latest", key="customer", name="ice-latest", seconds=0.2, options=catalog),
+    ]
+    named = os.environ.get("LAKE_SINKS", "").split()
     read = b.read(orders)
-    if "duckdb" in which:
-        read.write(DuckDB(f"{folder}/orders.duckdb", "orders", name="duck-each"))
-        read.write(DuckDB(f"{folder}/orders.duckdb", "latest", key="customer", name="duck-latest"))
-    if "delta" in which:
-        read.write(DeltaLake(f"{folder}/orders", name="delta-each", seconds=0.2))
-        read.write(DeltaLake(f"{folder}/latest", key="customer", name="delta-latest", seconds=0.2))
-    if "iceberg" in which:
-        catalog = {"type": "sql", "uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}/warehouse"}
-        read.write(Iceberg("sales.orders", name="ice-each", seconds=0.2, options=catalog))
-        read.write(Iceberg("sales.latest", key="customer", name="ice-latest", seconds=0.2, options=catalog))
+    for sink in sinks:
+        if not named or sink.name in named:
+            read.write(sink)
 
 
 def some_orders() -> dict[Topic[str, Order], list[tuple[str, Order]]]:
