@@ -355,8 +355,9 @@ class DuckDBConnection:
                 who[:2],
             )
             # Raising rolls back: a claim on another log leaves no trace.
+            choice = positions.fresh_start(delivery, log, self._control)
             positions.same_log(
-                delivery, log, (positions.Stored(*one) for one in stored), self._sink.where, self._control
+                delivery, log, (positions.Stored(*one) for one in stored), self._sink.where, self._control, choice
             )
         epoch, incarnation, position, run = rows[0]
         return Claim(delivery, epoch=epoch, incarnation=incarnation, position=position, run=run, log=log)

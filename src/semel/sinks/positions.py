@@ -111,6 +111,17 @@ def changed(seen: Sequence[Remembered], now: Sequence[Remembered]) -> str:
     )
 
 
+def fresh_start(delivery: DeliveryId, log: LogIdentity, table: str) -> str:
+    """The other choice where `semel sink` cannot move positions: a statement that a person may run once it is
+    understood."""
+    return (
+        "deliver this log from its start, which writes again whatever of it the table already holds: "
+        f"UPDATE {table} SET incarnation = incarnation + 1, epoch = epoch + 1, position = 0, run = '', "
+        f"topic_id = '{log.topic_id}', partitions = {log.partitions} "
+        f"WHERE app = '{delivery.app}' AND sink = '{delivery.sink}';"
+    )
+
+
 def begin_anew(sink: str, delivery: DeliveryId, log: LogIdentity) -> str:
     """The same choice where positions are no table that a statement could change."""
     return (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import dedup
 from semel.sinks.columns import Column, canonical_row, decode
@@ -210,6 +210,14 @@ class AppendedConnection:
             return
         self._session.rolled_back()
         raise SinkError(f"{self._sink.where} refuses a batch each of whose rows it accepts alone: {brief(why)}.")
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._session.remembered(app)
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        return self._session.move(app, seen, to)
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 
