@@ -427,7 +427,10 @@ def _effects(one: _Seen, renew: bool, incarnation: int) -> str:
         case Identity.REQUEST_KEY if renew:
             return f"Requests carry new keys (incarnation {incarnation}): the receiver does each of them once more."
         case Identity.REQUEST_KEY:
-            return "Requests carry the keys that they had: what the receiver still knows is answered without effect."
+            return (
+                "Requests carry the keys that they had: what the receiver knows, and all below its floor, is answered "
+                "without effect."
+            )
     return "A record that comes again is there once more."
 
 
