@@ -4,8 +4,9 @@
 #
 #   tests/fresh.sh [PYTHON ...]         default: /usr/bin/python3.11 (3.12 and 3.13 where they can be had)
 #
-# `make demo` on five seeds the first time and on one with every other Python and user, then `make test`. Prints a
-# line per step with its seconds, and `fresh: ok` at the end; the first failure ends it with 1 and the log's tail.
+# `make demo` on five seeds the first time and on one every other time, then `make test`: with the first Python as both
+# users, with the others as the other user. Prints a line per step with its seconds, and `fresh: ok` at the end; the
+# first failure ends it with 1 and the log's tail.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -75,5 +76,6 @@ for python in "${pythons[@]}"; do
     cd "$work"
     first=0
   done
+  users=("${users[-1]}")
 done
 echo "fresh: ok"
