@@ -164,7 +164,8 @@ def test_sigterm_commits_and_leaves(job: Job) -> None:
     job.until(lambda: read_counters(job.folder / "steps")[Step.OUTPUT_BEFORE] > 0)
     job.until(lambda: job.look.ends(parts("totals", 4)) is not None)
     code, _, err = job.leave(process)
-    assert (code, err) == (0, "left counts: 500 records processed, 1 commit\n")
+    said = re.fullmatch(r"left counts: (\d+) records processed, 1 commit\n", err)  # all 500, if it had taken them
+    assert code == 0 and said and 0 < int(said[1]) <= 500, err
     assert job.committed() > 0
     assert read_counters(job.folder / "steps")[Step.COMMIT_AFTER] > 0
     again = job.start()
