@@ -164,7 +164,8 @@ def test_sigterm_commits_and_leaves(job: Job) -> None:
     job.until(lambda: read_counters(job.folder / "steps")[Step.OUTPUT_BEFORE] > 0)
     job.until(lambda: job.look.ends(parts("totals", 4)) is not None)
     code, _, err = job.leave(process)
-    assert (code, err) == (0, "left counts: 500 records processed, 1 commit\n")
+    said = re.fullmatch(r"left counts: (\d+) records processed, 1 commit\n", err)  # all 500, if it had taken them
+    assert code == 0 and said and 0 < int(said[1]) <= 500, err
     assert job.committed() > 0
     assert read_counters(job.folder / "steps")[Step.COMMIT_AFTER] > 0
     again = job.start()
@@ -174,9 +175,16 @@ def test_sigterm_commits_and_leaves(job: Job) -> None:
 
 
 def test_a_parent_starts_killed_workers_again(job: Job) -> None:
-    """Two workers under one parent; each is killed once; the parent replaces them, and ends with 0 when asked."""
+    """Two workers under one parent; each is killed once; the parent replaces them, and ends with 0 when asked.
+
+    The test's own story: it looked for both workers' names at the end, when one of them may have had no time to say
+    it, and failed CI."""
     parent = job.start("--workers", "2", "--session-timeout-ms", "2000")
     job.feed(2_000)
+    assert parent.stdout is not None
+    told = ""
+    while not ("worker 1 of 2" in told and "worker 2 of 2" in told):
+        told += parent.stdout.readline()
     job.until(lambda: job.committed() >= 500)
     killed: set[int] = set()
     for _ in range(2):
@@ -186,10 +194,9 @@ def test_a_parent_starts_killed_workers_again(job: Job) -> None:
         os.kill(victim, signal.SIGKILL)
         job.feed(1_000)
     job.until(job.delivered)
-    code, out, err = job.leave(parent)
+    code, _, err = job.leave(parent)
     assert code == 0, err
     assert err.count("was ended by SIGKILL; starting it again") == 2
-    assert "worker 1 of 2" in out and "worker 2 of 2" in out
     job.outputs_are_right()
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# By one worker: two of them, with one cache, lock each other out of it.
+pytestmark = pytest.mark.xdist_group("typing")
+
 OPENING = """
 from __future__ import annotations
 from dataclasses import dataclass, replace

@@ -194,6 +194,9 @@ class Connection(asyncio.BufferedProtocol):
             out, self._out, self._out_bytes = self._out, [], 0
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.writelines(out)
+                if self._transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
+                    # Python 3.12.1 and 3.13.0 do not look at the limit in writelines: setting it makes them.
+                    self._transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         if self._paused:
             self._pace()
 
