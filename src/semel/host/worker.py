@@ -191,18 +191,14 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     leaving.later()
     for delivery in deliveries:
         delivery.start()
-    said, began = "", now_ms()
-    held = began  # when it last had a partition
+    standing = Standing(now_ms())
     while not (leaving.asked or orphaned()):
         worker.run_once(now_ms(), POLL_S)
         for delivery in deliveries:
             if delivery.failed is not None:
                 raise delivery.failed
-        if worker.assigned_partitions:
-            held = now_ms()
-        quiet = now_ms() - (held if said else began) > QUIET_S * 1000
-        if (worker.running and said != "running") or (quiet and not worker.running and said != "idle"):
-            said = _announce(run, slot, log.name, graph, worker)
+        if standing.changed(now_ms(), holds=bool(worker.assigned_partitions), running=worker.running):
+            standing.said = _announce(run, slot, log.name, graph, worker)
     worker.close(now_ms())
     for delivery in deliveries:
         delivery.stop()
@@ -211,6 +207,23 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     if leaving.asked:
         done = worker.progress
         _say(f"left {run.app.name}: {_many(done.records, 'record')} processed, {_many(done.commits, 'commit')}")
+
+
+class Standing:
+    """When a worker has something to say of how it stands: once it runs; once it has held no partition for QUIET_S,
+    whatever it had before; once what it restores has taken so long since the start. Each only if it is new."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.said = ""
+        self._began_ms = self._held_ms = now_ms
+
+    def changed(self, now_ms: int, *, holds: bool, running: bool) -> bool:
+        if holds:
+            self._held_ms = now_ms
+        if running:
+            return self.said != "running"
+        since_ms = self._held_ms if self.said else self._began_ms
+        return self.said != "idle" and now_ms - since_ms > QUIET_S * 1000
 
 
 def _announce(run: Run, slot: Slot, where: str, graph: g.Graph, worker: Worker) -> str:
