@@ -209,18 +209,14 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     leaving.later()
     for thread in threads:
         thread.start()
-    said, began = "", now_ms()
-    held = began  # when it last had a partition
+    standing = Standing(now_ms())
     while not (leaving.asked or orphaned()):
         worker.run_once(now_ms(), POLL_S)
         for thread in threads:
             if thread.failed is not None:
                 raise thread.failed
-        if worker.assigned_partitions:
-            held = now_ms()
-        quiet = now_ms() - (held if said else began) > QUIET_S * 1000
-        if (worker.running and said != "running") or (quiet and not worker.running and said != "idle"):
-            said = _announce(run, slot, log.name, graph, worker)
+        if standing.changed(now_ms(), holds=bool(worker.assigned_partitions), running=worker.running):
+            standing.said = _announce(run, slot, log.name, graph, worker)
     worker.close(now_ms())
     for thread in threads:
         thread.stop()
@@ -230,6 +226,23 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
         done = worker.progress
         told = f"left {run.app.name}: {_many(done.records, 'record')} processed, {_many(done.commits, 'commit')}"
         _say("; ".join([told, *(t.left for t in threads if isinstance(t, _DeliveryThread) and t.left)]))
+
+
+class Standing:
+    """When a worker has something to say of how it stands: once it runs; once it has held no partition for QUIET_S,
+    whatever it had before; once what it restores has taken so long since the start. Each only if it is new."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.said = ""
+        self._began_ms = self._held_ms = now_ms
+
+    def changed(self, now_ms: int, *, holds: bool, running: bool) -> bool:
+        if holds:
+            self._held_ms = now_ms
+        if running:
+            return self.said != "running"
+        since_ms = self._held_ms if self.said else self._began_ms
+        return self.said != "idle" and now_ms - since_ms > QUIET_S * 1000
 
 
 def _announce(run: Run, slot: Slot, where: str, graph: g.Graph, worker: Worker) -> str:
