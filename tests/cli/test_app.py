@@ -144,7 +144,7 @@ def forget(log: Any) -> None:
 KAFKA = os.environ.get("SEMEL_TEST_KAFKA")
 
 
-@pytest.fixture(params=["kafka"] if KAFKA else ["embedded", "broker"])
+@pytest.fixture(params=["kafka"] if KAFKA else ["embedded", pytest.param("broker", marks=pytest.mark.long)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     with ExitStack() as stack:
         url = f"embedded:{tmp_path / 'log'}"

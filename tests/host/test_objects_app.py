@@ -80,7 +80,7 @@ class Job:
             process.wait()
 
 
-@pytest.fixture(params=["embedded", "broker"])
+@pytest.fixture(params=["embedded", pytest.param("broker", marks=pytest.mark.long)])
 def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Job]:
     with contextlib.ExitStack() as stack:
         if request.param == "embedded":

@@ -211,7 +211,7 @@ def test_workers_die_with_their_parent(job: Job) -> None:
     job.until(lambda: not any(map(alive, orphans)))
 
 
-@pytest.mark.parametrize("step", [Step.OUTPUT_AFTER, Step.COMMIT_BEFORE])
+@pytest.mark.parametrize("step", [Step.OUTPUT_AFTER, pytest.param(Step.COMMIT_BEFORE, marks=pytest.mark.long)])
 def test_a_stopped_worker_is_fenced_when_it_comes_back(job: Job, step: Step) -> None:
     """SIGSTOP in the middle of a transaction; the other worker takes the partitions over and commits; SIGCONT: what the
     zombie then tries to commit is refused, it joins anew, and nothing counts twice."""
@@ -245,6 +245,7 @@ def test_killed_at_a_step(job: Job, step: Step) -> None:
     job.outputs_are_right()
 
 
+@pytest.mark.long
 def test_a_commit_interval_longer_than_the_transaction_timeout(job: Job) -> None:
     """The transaction's own timeout grows with it: nothing is aborted half-way, again and again."""
     job.feed(200)

@@ -86,6 +86,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
         yield made
 
 
+@pytest.mark.long
 def test_p1_handed_over_twice_within_the_transaction_timeout_of_a_dead_owner(job: Job) -> None:
     """P1: kill -9 in an open transaction, then two owners after each other, each for the first time (no local state),
     both before that transaction times out. A restore that stops at the last stable offset would give the second one

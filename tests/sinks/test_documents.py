@@ -255,5 +255,5 @@ def test_a_reset_prints_no_statement_that_could_not_be_run(sink: Any) -> None:
 
     at: Any = Some(name="app", graph=Some(writes=lambda: [Some(sink=sink, outbox="o")]))
     plan: Any = Some(emptied=[Some(name="o")])
-    (said,) = _demanded(at, plan, Some(ids={"o": "id"}, partitions={"o": 1}))  # type: ignore[arg-type]
+    (said,) = _demanded(at, plan)
     assert sink.where in said and "says how to begin anew" in said and "UPDATE" not in said

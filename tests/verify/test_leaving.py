@@ -92,7 +92,7 @@ def verifying(tmp_path: Path) -> Iterator[Callable[..., Verifying]]:
         one.process.communicate(timeout=WAIT_S)
 
 
-@pytest.mark.parametrize("on", ["broker", "embedded"])
+@pytest.mark.parametrize("on", [pytest.param("broker", marks=pytest.mark.long), "embedded"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_verification_that_is_told_to_end_removes_what_is_its_own(
     verifying: Callable[..., Verifying], tmp_path: Path, number: signal.Signals, on: str
@@ -120,7 +120,7 @@ def test_a_database_file_that_was_not_there_is_not_there_afterwards(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system's own signal at a parent's death")
-@pytest.mark.parametrize("on", ["broker", "embedded"])
+@pytest.mark.parametrize("on", [pytest.param("broker", marks=pytest.mark.long), "embedded"])
 def test_no_process_outlives_a_verification_that_is_killed(verifying: Callable[..., Verifying], on: str) -> None:
     """The story: after kill -9 of verify its workers and its broker lived on. A stopped one, too, is ended.
 

@@ -26,6 +26,7 @@ EXPIRES_S = 24 * 3600.0
 BYTES_MAX = 1 << 20
 PURGE_EVERY_S = 60.0
 PURGED_MAX = 10_000
+DROPPED_MAX = 64 << 20  # of a body that is too long; who sends more may find the connection reset
 
 _log = logging.getLogger("semel.receiver")
 _current: ContextVar[Current | None] = ContextVar("semel_receiver", default=None)
@@ -109,19 +110,22 @@ class Receiver:
             await self._purge()
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | Problem | None:
-        """The whole body, since it is compared; None when the client has gone."""
+        """The whole body, since it is compared; None when the client has gone. One that is too long is read to its end
+        and dropped: a server that closes with bytes unread resets the connection, and the client never sees the 413."""
         parts: list[bytes] = []
         size = 0
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._body_max:
-                return rules.body_too_long(self._body_max)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= self._body_max:
+                parts.append(part)
+            else:
+                parts.clear()
+            if size > self._body_max + DROPPED_MAX or not message.get("more_body", False):
+                return b"".join(parts) if size <= self._body_max else rules.body_too_long(self._body_max)
 
     async def _keyed(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         path = scope.get("raw_path") or scope["path"].encode()

@@ -28,6 +28,7 @@ WAIT_S = 30.0  # how long a request waits for its transaction
 READ_S = 30.0  # how long a client may take to send one
 WAITING_MAX = 2_000  # requests at once; more are told to come again
 PURGE_EVERY_MS = 10_000
+DROPPED_BYTES_MAX = 64 << 20  # of a body that is too long; who sends more finds the connection reset
 
 
 class _Waiting:
@@ -178,7 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply(_problem("length-required", 411, "Content-Length is missing", "Send one."), [])
         if int(length) > source.body_bytes_max:
             self.close_connection = True
-            return self._reply(rules.body_too_long(source.body_bytes_max), [])
+            self._reply(rules.body_too_long(source.body_bytes_max), [])
+            return self._drop(int(length))
         body = self.rfile.read(int(length))
         if self.path.partition("?")[0] != source.path:
             return self._reply(_problem("no-such-path", 404, "There is nothing here", f"POST to {source.path}."), [])
@@ -214,6 +216,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _drop(self, length: int) -> None:
+        """Reads what a refused sender still sends: closed with bytes unread, a connection is reset, and the answer lost."""
+        left = min(length, DROPPED_BYTES_MAX)
+        while left > 0 and (read := self.rfile.read(min(left, 1 << 16))):
+            left -= len(read)
 
     def version_string(self) -> str:
         return "semel"
