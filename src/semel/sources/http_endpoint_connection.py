@@ -218,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _drop(self, length: int) -> None:
-        """Reads what a refused sender still sends: closed with bytes unread, a connection is reset, and the answer lost."""
+        """Reads what a refused sender still sends: closed with bytes unread, a connection is reset, its answer lost."""
         left = min(length, DROPPED_BYTES_MAX)
         while left > 0 and (read := self.rfile.read(min(left, 1 << 16))):
             left -= len(read)
