@@ -167,7 +167,8 @@ def test_another_log_is_diverged_and_leaves_no_trace(make_sink: MakeSink, other:
     for partition in (0, 3):
         with pytest.raises(Diverged, match=says) as diverged:
             claimed(connection, sink, partition, other)
-        assert f"semel sink adopt APP.py {sink.name}" in str(diverged.value)
+        operated = hasattr(connection, "move")
+        assert (f"semel sink adopt APP.py {sink.name}" if operated else "UPDATE") in str(diverged.value)
         assert "put the former log back" in str(diverged.value)
     assert connection.write(claim, 5, 6, "r", rows(sink, [Total("a", 1)], 5)) == Done(), "the epoch did not move"
 

@@ -138,6 +138,9 @@ class Probe:
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
 
+    def now_s(self) -> float:
+        return time.monotonic()
+
     def wait_until_served(self, seconds: float) -> None:
         """Returns when the endpoint answers a GET; CannotTell when it does not."""
         deadline = time.monotonic() + seconds
