@@ -251,7 +251,8 @@ class ClusterLog:
                 messages, events = split(self._consumed(reader.consumer, WAIT_STEP_S))
                 # The reader served other partitions before: what still comes of those is nothing to this one.
                 events = [e for e in events if e.topic() is None or (e.topic(), e.partition()) == at]
-                if any(_out_of_range(e) for e in events) and self._holds(at, position):
+                if any(_out_of_range(e) for e in events):
+                    self._must_hold(at, position)
                     reader.consumer.assign([At(at.topic, at.partition, position)])
                     continue
                 self._judge(events, reader.health, reader.consumer)
@@ -270,9 +271,15 @@ class ClusterLog:
             reader.consumer.unassign()
             self._idle.append(reader)
 
-    def _holds(self, at: TopicPartition, position: int) -> bool:
-        """Whether the log holds that position, in spite of what the client library heard."""
-        return self.starts([at])[at] <= position <= self.ends([at])[at]
+    def _must_hold(self, at: TopicPartition, position: int) -> None:
+        """Raises LogLost unless the log holds that position, in spite of what the client library heard."""
+        start, end = self.starts([at])[at], self.ends([at])[at]
+        if not start <= position <= end:
+            raise LogLost(
+                f"{self.name}: {at.topic}-{at.partition}: the position {position} is not in the log, which goes from "
+                f"{start} to {end}. The records were deleted (retention), or the topic was made anew. Decide where to "
+                "go on, then reset the group's offsets."
+            )
 
     # --- reading, as a member of a group ---
 
