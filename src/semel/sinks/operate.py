@@ -171,7 +171,8 @@ class Delivery:
     ) -> str:
         """Why a claim would stop."""
         where = self._sink.where
-        if any(one.unfinished for one in seen):
+        told = [progress.get(p) for p in range(here.partitions)] if progress else []
+        if any(one.unfinished for one in seen) or (self._group and group_position.interrupted(told, here)):
             return positions.interrupted(where, self._sink.name)
         try:
             position, mark = (0, "") if one is None else (one.position, one.run)
