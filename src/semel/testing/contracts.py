@@ -46,6 +46,7 @@ IN_PROCESS: tuple[Trial, ...] = (
     trials.durable,
     operating.operated,
     operating.outmoved,
+    operating.unsettled,
     operating.interrupted,
 )
 EVERY: tuple[Trial, ...] = IN_PROCESS + processes.TRIALS
@@ -127,6 +128,9 @@ class ContractTests:
 
     def test_a_move_fences_a_living_owner(self, subject: Subject) -> None:
         run(subject, operating.outmoved)
+
+    def test_what_is_prepared_is_settled_before_a_move(self, subject: Subject) -> None:
+        run(subject, operating.unsettled)
 
     def test_a_move_that_is_interrupted_is_made_again(self, subject: Subject) -> None:
         run(subject, operating.interrupted)

@@ -263,6 +263,68 @@ def _under_a_living_owner(o: Operating) -> None:
     o.had("after the move under a living owner", o.records(former, o.ends()))
 
 
+def unsettled(stand: Stand) -> None:
+    """What is prepared (S4): a move would forget what the log has decided about it, so nothing is moved before it is
+    settled; and what a superseded owner prepares while the position is moved is rolled back, because nobody decides it
+    any more."""
+    if stand.contract.settlement is not Settlement.DECIDED:
+        raise NotTried("it prepares nothing")
+    o = Operating(stand)
+    o.put(8)
+    o.had("after a first delivery", o.records(dict.fromkeys(o.at, 0), o.ends()))
+    for raced in (False, True):
+        at, former = o.at[0], o.ends()
+        owner: Any = o.sink.open(Counting())
+        connection: Any = o.sink.open(Counting())
+        try:
+            stand.require(owner.prepare(Entry) == Done(), "prepare is not done on a system that serves")
+            claim = _claimed(o, owner, former[at])
+            o.put(7)
+            attempt = Attempt(former[at], 2, former[at] + 1)
+            row = o.records({**o.ends(), at: attempt.start}, {**o.ends(), at: attempt.end})
+            outcome = owner.prepare_cut(claim, attempt, RUN, row)
+            stand.require(outcome == Done(), f"a cut that nothing hinders is not prepared: {outcome}")
+            delivery, standing = o.looked(_Raced(connection) if raced else connection)
+            try:
+                o.moved(delivery, standing, former, again=False)
+            except NotMoved as why:
+                stand.require(not raced, f"what was prepared while the position is moved is in its way: {why}")
+                stand.require(o.stands() == former, "a move was refused, and has moved")
+                stand.require(bool(_prepared(o)), "a move was refused, and has settled what is prepared")
+                owner.abandon(claim, attempt)
+            else:
+                stand.require(raced, "what is prepared, and not settled, is forgotten by a move")
+            stand.require(not (left := _prepared(o)), f"left prepared: {left}")
+        finally:
+            owner.close()
+            connection.close()
+        if not raced:
+            o.move("after what was prepared was settled", former, again=False)
+        o.had("after a move with something prepared", o.records(former, o.ends()))
+
+
+def _prepared(o: Operating) -> list[str]:
+    """By a connection of its own: a sink may have ended the owner's."""
+    connection: Any = o.sink.open(Counting())
+    try:
+        return list(connection.in_doubt())
+    finally:
+        connection.close()
+
+
+class _Raced:
+    """A connection that sees nothing prepared before the move: it was prepared a moment later."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def left(self, app: str) -> tuple[str, ...]:
+        return ()
+
+
 def _claimed(o: Operating, owner: Any, position: int) -> Claim:
     log = o.looked()[1].log
     delivery = DeliveryId(APP, o.sink.name, 0)
