@@ -286,6 +286,7 @@ class Remembered:
     holder: str = ""  # who claimed it last, and when it changed last, for people
     updated: str = ""
     whole: int | None = None
+    unfinished: bool = False  # a move by a person was interrupted, and no claim is given until it is made again
 
 
 class Row(Struct, frozen=True, gc=False):

@@ -435,6 +435,15 @@ class Operated(Protocol):
         ...
 
 
+class OperatedTwoPhase(Operated, Protocol):
+    """The same of a sink that prepares. `move` is asked for when nothing is prepared and nobody can decide any more:
+    what is prepared meanwhile is rolled back by it."""
+
+    def left(self, app: str) -> Sequence[str] | NotDone:
+        """The names of what is prepared of this delivery, of every partition and incarnation. Changes nothing."""
+        ...
+
+
 class Sink(Protocol[V_contra, Kind_co]):
     """An outside system as the user declares it: data, nothing is opened before `open`. `write` of a stream
     accepts a `Sink[V, Once]`, and a `Sink[V, Weak]` only with `accept=`."""

@@ -55,6 +55,8 @@ class Step(StrEnum):
     POSITION_AFTER = "position.after"
     SINK_BEFORE = "sink.before"  # before the sink's COMMIT
     SINK_AFTER = "sink.after"  # the sink has committed, nobody else knows
+    # A person's move of a delivery's position (`semel sink`), at a sink where it is more than one step.
+    MOVE_PART = "move.part"  # a part of the move is done, the rest is not
     # The ingest of a source, in the order of one transaction.
     INGEST_CLAIM = "ingest.claim"  # the log has named this ingest as the owner of a lane, its positions are read
     INGEST_READ = "ingest.read"  # a portion was read from the source, nothing of it is written

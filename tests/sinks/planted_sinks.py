@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from semel.contract import Contract, Row
-from semel.ports import Done, NotDone, Unknown
+from semel.ports import Done, NotDone, Step, Unknown
 from semel.sinks import SQLite
 from semel.sinks.positions import transactional
 from semel.sinks.sink import RowRefused
@@ -138,6 +138,51 @@ ANY_SINK: dict[str, tuple[Callable[[Make], Make], tuple[str, ...]]] = {
 }
 
 
+# --- mistakes of a move -----------------------------------------------------------------------------------------------
+
+
+def _moving(move: Callable[..., Any]) -> Make:
+    return lambda address, suffix: Planted(
+        subjects.sqlite_appended(address, suffix), lambda connection: Altered(connection, move=move)
+    )
+
+
+def _keeps_the_incarnation(connection: Any, app: str, seen: Any, to: Any) -> Any:
+    return connection.move(app, seen, [replace(one, incarnation=seen[0].incarnation) for one in to])
+
+
+def _compares_nothing(connection: Any, app: str, seen: Any, to: Any) -> Any:
+    return connection.move(app, connection.remembered(app), to)
+
+
+def _one_after_the_other(connection: Any, app: str, seen: Any, to: Any) -> Any:
+    outcome: Any = Done()
+    for one in to:
+        outcome = connection.move(app, connection.remembered(app), [one])
+        connection._steps.reached(Step.MOVE_PART)
+    return outcome
+
+
+def _no_next_epoch(raw: Any, statement: str, *more: Any) -> Any:
+    return raw.execute(statement.replace("epoch = epoch + 1, position = excluded", "position = excluded"), *more)
+
+
+class Bare:
+    """A third party's connection: no method for `semel sink`."""
+
+    def __init__(self, connection: Any) -> None:
+        self._inner = connection
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("remembered", "move"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
+def without_methods(address: str, suffix: str) -> Any:
+    return Planted(subjects.sqlite_appended(address, suffix), Bare)
+
+
 # --- mistakes in SQL -------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +253,14 @@ IN_SQL: dict[str, tuple[Make, tuple[str, ...]]] = {
     "guard dropped: the position": (_saying(_no_position), ("replay", "recut")),
     "the position in a transaction of its own": (position_outside, ("torn",)),
     "the position without the rows": (_saying(_position_first), ("plain", "torn")),
+}
+
+
+MOVES: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "a move that does not raise the epoch": (_saying(_no_next_epoch), ("operated", "outmoved")),
+    "a move that keeps the incarnation": (_moving(_keeps_the_incarnation), ("operated",)),
+    "a move that compares nothing": (_moving(_compares_nothing), ("outmoved",)),
+    "a move of one partition after the other": (_moving(_one_after_the_other), ("interrupted",)),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semel.contract import DeliveryId, LogIdentity
+from semel.contract import DeliveryId, LogIdentity, Remembered
 from semel.sinks import delta_positions as under
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
@@ -41,13 +41,15 @@ def test_two_deliveries_share_no_number(app: str, sink: str, other_app: str, oth
     assert (app, sink) == (other_app, other_sink) or not names[0] & names[1]
 
 
-def test_beginning_anew_fences_every_former_owner() -> None:
-    """Also of partitions that are no more."""
+def test_what_a_person_moves_fences_every_former_owner() -> None:
+    """Also of partitions that are no more; and it is what the table says then."""
     table: dict[str, int] = dict(under.described("app", "sink", LogIdentity("old", 3), 1))
     for partition in range(3):
         table |= under.moved(DeliveryId("app", "sink", partition), 7, 100, "run")
-    table |= under.begun_anew(table.get, "app", "sink", LogIdentity("new", 2))
-    assert under.facts(table.get, "app", "sink") == (2, "new", 2)
-    for partition in range(3):
-        now = under.lane(table.get, DeliveryId("app", "sink", partition))
-        assert (now.epoch, now.position, now.run) == (8, 0, "")
+    new = LogIdentity("new", 2)
+    to = [Remembered(partition, 0, 2, 40 + partition, "mark", new) for partition in range(3)]
+    table |= under.put(table.get, "app", "sink", to, "a person")
+    assert under.remembered(table.get, "app", "sink") == [
+        Remembered(partition, 8, 2, 40 + partition, "mark", new, "a person") for partition in range(2)
+    ]
+    assert under.lane(table.get, DeliveryId("app", "sink", 2)).epoch == 8

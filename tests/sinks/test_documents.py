@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from semel.contract import Claim, DeliveryId, Guarantee, Row
 from semel.errors import UsageError
 from semel.ports import NoSteps
-from semel.sinks import MongoDB, OpenSearch, Redis
+from semel.sinks import DeltaLake, DuckDB, Files, Iceberg, MongoDB, OpenSearch, Redis
 from semel.sinks.documents import documents_of, id_of
 from semel.sinks.mongodb_connection import MongoConnection, field_name
 from semel.sinks.opensearch_http import Http, NeverLeft, NoAnswer
@@ -246,14 +246,21 @@ def test_check_gives_them_their_labels_and_says_under_which_settings() -> None:
     assert "secret" not in done.stdout
 
 
-@pytest.mark.parametrize("sink", SINKS, ids=lambda sink: type(sink).__name__)
-def test_a_reset_prints_no_statement_that_could_not_be_run(sink: Any) -> None:
-    """Their positions are no table: the sink itself says, at the next start, how to begin anew."""
+@pytest.mark.parametrize(
+    "sink", [*SINKS, DeltaLake("/t", key="k"), Iceberg("a.b", key="k"), DuckDB("/d.duckdb", "t"), Files("/f")],
+    ids=lambda sink: type(sink).__name__,
+)  # fmt: skip
+def test_a_reset_prints_one_command_for_every_sink(sink: Any) -> None:
+    """Whatever its position lies in."""
     from types import SimpleNamespace as Some
 
     from semel.cli.app import _demanded
 
-    at: Any = Some(name="app", graph=Some(writes=lambda: [Some(sink=sink, outbox="o")]))
+    node = Some(place=Some(file="APP.py"))
+    graph = Some(writes=lambda: [Some(sink=sink, outbox="o")], app="app", nodes=[node])
+    at: Any = Some(name="app", graph=graph, log=Some(name="embedded:data"))
     plan: Any = Some(emptied=[Some(name="o")])
-    (said,) = _demanded(at, plan)
-    assert sink.where in said and "says how to begin anew" in said and "UPDATE" not in said
+    where, command = _demanded(at, plan)
+    assert sink.where in where and command.strip() == (
+        f"semel sink adopt APP.py {sink.name} --on embedded:data --at start --yes"
+    )

@@ -11,13 +11,17 @@ import pytest
 
 from semel import contract as words
 from semel.contract import Atomicity, Contract, Fence, Guarantee, Identity, PositionIn, Resolution, Settlement, Window
-from semel.sinks import Lines
-from semel.testing import processes, trials
+from semel.ports import NoSteps
+from semel.sinks import Lines, operate
+from semel.sinks.sink import SinkError
+from semel.testing import operating, processes, trials
 from semel.testing.contracts import IN_PROCESS, Refused, Subject, run, tried
 from tests.guarantees.test_rules import DEDUPLICATED, EVERY, VERSIONED, WHOLE, WINDOWED
 from tests.sinks import planted_sinks as planted
 from tests.sinks import subjects
+from tests.support.outboxlog import OutboxLog
 
+OPERATING = (operating.operated, operating.outmoved, operating.interrupted)
 BY_NAME = {trial.__name__: trial for trial in IN_PROCESS}
 
 
@@ -41,6 +45,27 @@ def test_a_mistake_in_the_transaction_is_found(name: str, tmp_path: Path) -> Non
     """S1, S10: the guard of the position's row, and rows and position apart."""
     make, names = planted.IN_SQL[name]
     found_by(subjects.sqlite_subject(make, tmp_path), names)
+
+
+@pytest.mark.parametrize("name", planted.MOVES)
+def test_a_mistake_in_a_move_is_found(name: str, tmp_path: Path) -> None:
+    """S1, S10, S12: the fence, the identity of what comes again, the comparison, and a move that is half done."""
+    make, names = planted.MOVES[name]
+    found_by(subjects.sqlite_subject(make, tmp_path), names)
+
+
+def test_a_sink_that_cannot_be_operated_is_told_so(tmp_path: Path) -> None:
+    """A third party's without the two methods: not refused, and not passed over in silence."""
+    told = tried(subjects.sqlite_subject(planted.without_methods, tmp_path), OPERATING)
+    assert set(told) == {"operated", "outmoved", "interrupted"}
+    for said in told.values():
+        assert said.startswith("not tried: its connection has no remembered() and move()")
+    connection: Any = planted.without_methods(str(tmp_path / "x"), "").open(NoSteps())
+    with pytest.raises(SinkError, match="cannot be operated"):
+        operate.Delivery(
+            OutboxLog().session(), subjects.sqlite_appended(str(tmp_path / "x"), ""), app="a", outbox="a-b-outbox",
+            owners=OutboxLog().owner, connection=connection,
+        )  # fmt: skip
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, SinkConnection
 
 LOG = LogIdentity("topic-id", 4)
@@ -42,6 +42,15 @@ def claimed(connection: SinkConnection, sink: Any, partition: int = 0, log: LogI
     claim = connection.claim(delivery(sink, partition), log)
     assert isinstance(claim, Claim), claim
     return claim
+
+
+def adopted(connection: Any, log: LogIdentity, position: int = 0) -> None:
+    """What `semel sink adopt` does at the sink for another log: every partition there, under the next incarnation."""
+    seen = connection.remembered("app")
+    incarnation = 1 + max(one.incarnation for one in seen)
+    count = max(log.partitions, *(one.partition + 1 for one in seen))
+    to = [Remembered(partition, 0, incarnation, position, "", log) for partition in range(count)]
+    assert connection.move("app", seen, to) == Done()
 
 
 def held(connection: SinkConnection) -> list[tuple[Any, ...]]:

@@ -211,9 +211,6 @@ def _demanded(at: _At, plan: Plan) -> Iterator[str]:
         if sink is None or write.outbox not in emptied or sink.contract.position is PositionIn.GROUP_OFFSETS:
             continue
         emptied.discard(write.outbox)  # one outbox per sink, however many writes
-        if told := getattr(sink, "anew", ""):  # its positions are no table
-            yield f"{sink.where} still has its position in the former outbox: {told}."
-            continue
         yield f"{sink.where} still has its position in the former outbox, and takes nothing until you run"
         yield f"  {sink_command('adopt', at.graph, at.log.name, sink.name)} --at start --yes".replace("`", "")
 

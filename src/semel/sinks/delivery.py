@@ -34,9 +34,9 @@ from semel.ports import (
     TopicPartition,
     Unknown,
 )
-from semel.sinks import cuts, group_position, keep, origin
-from semel.sinks.cuts import Rule, Undecided
-from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks import cuts, group_position, keep, origin, positions
+from semel.sinks.cuts import Progress, Rule, Undecided
+from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.truncation import Truncation
 
 BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
@@ -110,6 +110,8 @@ class Delivery:
         self._known: Mapping[str, TopicInfo] = {}
         self._runs: Mapping[int, str] = {}
         self._looked_ms = -1
+        self._moved: Sequence[Progress | None] = ()
+        self._moved_ms = -1
         self._prepared = False
         self._trouble = _Trouble()
         self._now_ms = 0
@@ -234,8 +236,8 @@ class Delivery:
     def _group_claim(self, at: TopicPartition, delivery: DeliveryId, here: LogIdentity) -> Claim:
         """The sink holds no position: the group's offset is it, or what a person has decided since, or the start of the
         log."""
-        topic = cuts.delivery_topic(self._outbox)
-        moved = cuts.read_progress(self._log, TopicPartition(topic, at.partition)) if topic in self._known else None
+        said = self._moves(here)
+        moved = said[at.partition] if at.partition < len(said) else None
         committed = self._log.committed([at])[at]
         self._lanes[at].moments = keep.parsed(group_position.moments_in(committed))
         stands = group_position.read(committed, moved, here)
@@ -245,6 +247,18 @@ class Delivery:
         position, mark, incarnation = stands
         origin.validate(self._log, at, position, mark, self._runs, self._sink.where)
         return Claim(delivery, epoch=0, incarnation=incarnation, position=position, run=mark, log=here)
+
+    def _moves(self, here: LogIdentity) -> Sequence[Progress | None]:
+        """What a person has decided, by partition; all of them, once a turn: a move that was interrupted has told some
+        partitions and not others."""
+        if self._moved_ms != self._now_ms:
+            topic = cuts.delivery_topic(self._outbox)
+            count = self._known[topic].partitions if topic in self._known else 0
+            self._moved = [cuts.read_progress(self._log, TopicPartition(topic, p)) for p in range(count)]
+            self._moved_ms = self._now_ms
+        if group_position.interrupted(self._moved, here):
+            raise Diverged(positions.interrupted(self._sink.where, self._sink.name))
+        return self._moved
 
     def _ours(self, lane: _Lane) -> None:
         """The group's offset says whose outbox this is, also where the sink was never reached: records that wait for a

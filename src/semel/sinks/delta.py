@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semel.contract import Contract, LogIdentity, Transactional
+from semel.contract import Contract, Transactional
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
 from semel.sinks.cuts import Rule
@@ -115,10 +115,6 @@ class DeltaLake:
         )
 
     def open(self, steps: Steps | None = None) -> SinkConnection:
-        made: SinkConnection = self._opened(steps or NoSteps())
-        return made
-
-    def _opened(self, steps: Steps) -> Any:
         try:
             from semel.sinks.delta_connection import DeltaConnection
         except ModuleNotFoundError as missing:
@@ -127,12 +123,7 @@ class DeltaLake:
             raise UsageError(
                 f"{self.where} needs deltalake and pyarrow, which are not installed here: pip install 'semel[delta]'"
             ) from None
-        return DeltaConnection(self, steps)
-
-    def begin_anew(self, *, app: str, topic_id: str, partitions: int) -> None:
-        """The positions of this app's delivery become those of another log, from its start; rows stay. For a person
-        who has read the message that names these values."""
-        self._opened(NoSteps()).begin_anew(app, LogIdentity(topic_id, partitions))
+        return DeltaConnection(self, steps or NoSteps())
 
     def __repr__(self) -> str:
         return f"<{self.where}, key={self._key}>"

@@ -20,7 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import arrow_rows, delta_positions, positions
 from semel.sinks.columns import Column, ColumnType, canonical_row, decode
@@ -185,8 +185,7 @@ class DeltaConnection:
             numbers = dict(delta_positions.claimed(delivery, now, positions.here()))
             if facts.incarnation:
                 stored = [positions.Stored(delivery.partition, facts.topic_id, facts.partitions)]
-                choice = positions.begin_anew(f"DeltaLake({self._sink.url!r}, …)", delivery, log)
-                positions.same_log(delivery, log, stored, self._sink.where, choice=choice)
+                positions.same_log(delivery, log, stored, self._sink.where)
             else:
                 numbers |= delta_positions.described(delivery.app, delivery.sink, log, 1)
             try:
@@ -197,12 +196,6 @@ class DeltaConnection:
             incarnation = facts.incarnation or 1
             return Claim(delivery, now.epoch + 1, incarnation, now.position, now.run, log)
         return NotDone(f"{self._sink.where}: {TRIES} commits of others came before the claim; trying again")
-
-    def begin_anew(self, app: str, log: LogIdentity) -> None:
-        """See `DeltaLake.begin_anew`."""
-        table = self._opened()
-        numbers = delta_positions.begun_anew(table.transaction_version, app, self._sink.name, log)
-        self._commit_numbers(table, numbers, "begin anew")
 
     def _commit_numbers(self, table: DeltaTable, numbers: Numbers, what: str) -> None:
         """A commit that holds nothing else."""
@@ -348,6 +341,42 @@ class DeltaConnection:
             .when_not_matched_insert(every, predicate=f"NOT s.{DELETED}")
             .execute()
         )
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._trying(lambda: self._remembered(app)[1])
+
+    def _remembered(self, app: str) -> tuple[DeltaTable | None, list[Remembered]]:
+        """The latest snapshot, and what it says."""
+        try:
+            table = self._opened()
+        except TableNotFoundError:
+            return None, []
+        return table, delta_positions.remembered(table.transaction_version, app, self._sink.name)
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        """One commit. Delta refuses it where another one has written a partition's numbers after the snapshot that was
+        compared; then it is compared again."""
+        for turn in range(TRIES):
+            found = self._trying(lambda: self._remembered(app))
+            if isinstance(found, NotDone):
+                return found
+            table, now = found
+            if changed := positions.changed(seen, now):
+                return Fenced(f"{self._sink.where}: {changed}")
+            if table is None:
+                return NotDone(f"{self._sink.where}: there is no table yet")
+            numbers = delta_positions.put(table.transaction_version, app, self._sink.name, to, positions.OPERATOR)
+            try:
+                self._commit_numbers(table, numbers, "moved by a person")
+            except CommitFailedError:
+                time.sleep(PAUSE_S * turn)
+                continue
+            except Exception as why:
+                return Unknown(f"{self._sink.where}: the commit of the move failed: {self._told(why)}")
+            return Done()
+        return NotDone(f"{self._sink.where}: {TRIES} commits of others came before the move")
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

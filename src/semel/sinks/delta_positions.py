@@ -11,11 +11,11 @@ wrote after the snapshot that it was prepared on, so what was compared with that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
-from semel.contract import DeliveryId, LogIdentity
+from semel.contract import DeliveryId, LogIdentity, Remembered
 
 Version = Callable[[str], int | None]  # the number under an id, in one snapshot
 Numbers = Mapping[str, int]
@@ -97,14 +97,25 @@ def described(app: str, sink: str, log: LogIdentity, incarnation: int) -> Number
     }
 
 
-def begun_anew(version: Version, app: str, sink: str, log: LogIdentity) -> Numbers:
-    """Another log, from its start: what a person decides. Former owners are fenced, also of partitions that are no
-    more."""
-    former = facts(version, app, sink)
-    numbers = dict(described(app, sink, log, former.incarnation + 1))
-    for partition in range(max(former.partitions, log.partitions)):
-        delivery = DeliveryId(app, sink, partition)
-        numbers |= moved(delivery, lane(version, delivery).epoch + 1, 0, "")
+def remembered(version: Version, app: str, sink: str) -> list[Remembered]:
+    """Every partition of the delivery, for a person; none where nothing was delivered yet."""
+    said = facts(version, app, sink)
+    log = LogIdentity(said.topic_id, said.partitions)
+    lanes = [lane(version, DeliveryId(app, sink, partition)) for partition in range(said.partitions)]
+    return [
+        Remembered(partition, own.epoch, said.incarnation, own.position, own.run, log, own.holder)
+        for partition, own in enumerate(lanes)
+    ]
+
+
+def put(version: Version, app: str, sink: str, to: Sequence[Remembered], holder: str) -> Numbers:
+    """Positions that a person has said. Each epoch is the next one of what the table says itself, also of a partition
+    that a former outbox had: whoever has claimed it is fenced."""
+    numbers = dict(described(app, sink, to[0].log, to[0].incarnation))
+    for one in to:
+        delivery = DeliveryId(app, sink, one.partition)
+        numbers |= moved(delivery, lane(version, delivery).epoch + 1, one.position, one.run)
+        numbers |= _numbers(f"{lane_id(delivery)}:holder", holder)
     return numbers
 
 

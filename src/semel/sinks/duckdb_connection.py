@@ -14,14 +14,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
-from semel.sinks import arrow_rows, positions
+from semel.sinks import arrow_rows, duckdb_positions, positions
 from semel.sinks.columns import Column, ColumnType, canonical_row, decode
 from semel.sinks.file_locks import held_by, identity
 from semel.sinks.rows import Delete, Shape, Upsert, split
@@ -355,10 +356,7 @@ class DuckDBConnection:
                 who[:2],
             )
             # Raising rolls back: a claim on another log leaves no trace.
-            choice = positions.fresh_start(delivery, log, self._control)
-            positions.same_log(
-                delivery, log, (positions.Stored(*one) for one in stored), self._sink.where, self._control, choice
-            )
+            positions.same_log(delivery, log, [positions.Stored(*one) for one in stored], self._sink.where)
         epoch, incarnation, position, run = rows[0]
         return Claim(delivery, epoch=epoch, incarnation=incarnation, position=position, run=run, log=log)
 
@@ -492,6 +490,35 @@ class DuckDBConnection:
         finally:
             _rolled_back(connection)
         return None
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        if identity(self._sink.path) == (0, 0):  # looking makes no file
+            return []
+        return self._trying(lambda connection: self._remembered(connection, app))
+
+    def _remembered(self, connection: duckdb.DuckDBPyConnection, app: str) -> list[Remembered]:
+        if self._kind(connection, positions.TABLE + self._sink.suffix) is None:
+            return []
+        return duckdb_positions.remembered(partial(_all, connection), self._control, app, self._sink.name)
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        return self._trying(lambda connection: self._move(connection, app, seen, to))
+
+    def _move(
+        self, connection: duckdb.DuckDBPyConnection, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]
+    ) -> Outcome:
+        _all(connection, "BEGIN")
+        changed = duckdb_positions.moved(partial(_all, connection), self._control, app, self._sink.name, seen, to)
+        if changed:
+            _rolled_back(connection)
+            return Fenced(f"{self._sink.where}: {changed}")
+        try:
+            self._commit(connection)
+        except duckdb.Error as why:
+            return Unknown(f"{self._sink.where}: COMMIT failed: {_first_line(str(why))}")
+        return Done()
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
-from semel.sinks.sink import Diverged, SinkError
+from semel.sinks import positions
+from semel.sinks.sink import Diverged, SinkError, or_adopt
 from semel.sinks.two_phase import settling
 
 if TYPE_CHECKING:
@@ -112,25 +113,27 @@ class FilesConnection:
                 os.link(beside, path)
             beside.unlink()
             _synced(path.parent)
+        control = self._said(delivery.app, path)
+        if (control.topic_id, control.partitions) != (log.topic_id, log.partitions):
+            raise Diverged(
+                f"{self._sink.where}: the outbox was re-created or re-partitioned: these files are of topic id "
+                f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
+                f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
+                f"nothing was delivered. Either put the former log back, or {or_adopt(delivery.sink)}"
+            )
+        return control
+
+    def _said(self, app: str, path: Path) -> Control:
         try:
             control = msgspec.json.decode(path.read_bytes(), type=Control)
         except msgspec.MsgspecError as why:
             raise Diverged(
                 f"{self._sink.where}: {FOLDER}/{CONTROL} was not written by semel ({why}): put it back."
             ) from None
-        if (control.app, control.sink) != (delivery.app, delivery.sink):
+        if (control.app, control.sink) != (app, self._sink.name):
             raise SinkError(
-                f"{self._sink.where}: these are the files of sink {control.sink} of app {control.app}; {delivery.sink} "
-                f"of {delivery.app} would mix with them. Give each a folder of its own."
-            )
-        if (control.topic_id, control.partitions) != (log.topic_id, log.partitions):
-            anew = Control(control.app, control.sink, control.incarnation + 1, log.topic_id, log.partitions)
-            raise Diverged(
-                f"{self._sink.where}: the outbox was re-created or re-partitioned: these files are of topic id "
-                f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
-                f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
-                "nothing was delivered. Either put the former log back, or deliver this log from its start, into new "
-                f"files beside the former ones: write {msgspec.json.encode(anew).decode()} to {path}."
+                f"{self._sink.where}: these are the files of sink {control.sink} of app {control.app}; "
+                f"{self._sink.name} of {app} would mix with them. Give each a folder of its own."
             )
         return control
 
@@ -235,6 +238,66 @@ class FilesConnection:
     def in_doubt(self) -> Sequence[str]:
         folders = sorted(path for path in self._folder.glob("*-*") if path.is_dir())
         return [str(one.path.relative_to(self._folder)) for folder in folders for one in prepared(folder)]
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def left(self, app: str) -> Sequence[str] | NotDone:
+        try:
+            return self.in_doubt()
+        except OSError as why:
+            return self._away(why, "it cannot be listed")
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        try:
+            return self._remembered(app)
+        except OSError as why:
+            return self._away(why, "it cannot be read")
+
+    def _remembered(self, app: str) -> list[Remembered]:
+        path = self._folder / FOLDER / CONTROL
+        if not path.exists():
+            return []
+        control = self._said(app, path)
+        log = LogIdentity(control.topic_id, control.partitions)
+        seen = []
+        for partition in range(control.partitions):
+            folder = self._folder / place(control.incarnation, partition)
+            files = folder.iterdir() if folder.is_dir() else ()
+            ends = [one.end for path in files if (one := cut_of(path)) is not None]
+            epoch = max(self._claims(control.incarnation, partition), default=0)
+            # Where nothing lies it cannot tell: readers may have taken all away.
+            seen.append(Remembered(partition, epoch, control.incarnation, max(ends, default=-1), "", log))
+        return seen
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        """The control file comes last: until it names the new incarnation, the delivery stops."""
+        path = self._folder / FOLDER / CONTROL
+        try:
+            if changed := positions.changed(seen, self._remembered(app)):
+                return Fenced(f"{self._sink.where}: {changed}")
+            claimed = positions.meanwhile("who has claimed it")
+            for one in seen:  # a superseded owner begins no file any more
+                if self._claimed(one.incarnation, one.partition) is None:
+                    return Fenced(f"{self._sink.where}: {claimed}")
+                self._steps.reached(Step.MOVE_PART)
+            for name in self.in_doubt():  # begun since nobody could decide any more
+                (self._folder / name).unlink(missing_ok=True)
+            for one in to:
+                folder = self._folder / place(one.incarnation, one.partition)
+                if folder.is_dir() and any(cut_of(file) is not None for file in folder.iterdir()):
+                    return Fenced(f"{self._sink.where}: incarnation {one.incarnation} is in use already")
+                if self._claimed(one.incarnation, one.partition) is None:
+                    return Fenced(f"{self._sink.where}: {claimed}")
+                self._steps.reached(Step.MOVE_PART)
+            last = to[0]
+            control = Control(app, self._sink.name, last.incarnation, last.log.topic_id, last.log.partitions)
+            beside = path.with_name(f".{CONTROL}.{os.getpid()}.{id(self)}")
+            _written(beside, msgspec.json.encode(control))
+            os.replace(beside, path)
+            _synced(path.parent)
+        except OSError as why:
+            return Unknown(f"{self._sink.where}: a part of the move failed: {why.strerror}")
+        return Done()
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ taken for a repeat, and a higher one for a new effect.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from semel.contract import LogIdentity
@@ -33,6 +34,13 @@ def written(position: int, mark: str, incarnation: int, moments: str = "") -> Po
 
 def moments_in(position: Position | None) -> str:
     return "" if position is None else position.metadata.partition(MOMENTS)[2]
+
+
+def interrupted(moved: Iterable[Progress | None], here: LogIdentity) -> bool:
+    """Whether a person's move was: it writes one record per partition, all of one incarnation."""
+    of_this_log = [one if one is None or (one.topic_id, one.partitions) == (here.topic_id, here.partitions) else None
+                   for one in moved]  # fmt: skip
+    return len({None if one is None else one.incarnation for one in of_this_log}) > 1
 
 
 def read(committed: Position | None, moved: Progress | None, here: LogIdentity) -> Stands | None:

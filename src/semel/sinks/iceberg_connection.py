@@ -35,7 +35,7 @@ from pyiceberg.exceptions import (
 from pyiceberg.expressions import And, BooleanExpression, EqualTo, In, Or
 from pyiceberg.table import Table, TableProperties, Transaction
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.errors import UsageError
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import arrow_rows, positions
@@ -196,9 +196,8 @@ class IcebergConnection:
             now = _lane(table, delivery)
             if facts.incarnation:
                 stored = [positions.Stored(delivery.partition, facts.topic_id, facts.partitions)]
-                choice = positions.begin_anew(f"Iceberg({self._sink.table!r}, …)", delivery, log)
-                positions.same_log(delivery, log, stored, self._sink.where, choice=choice)
-            self._require_history(table, now)
+                positions.same_log(delivery, log, stored, self._sink.where)
+            self._require_history(table, delivery, now)
             own_facts = facts if facts.incarnation else Facts(1, log.topic_id, log.partitions)
             given: dict[str, Lane | Facts] = {_of(delivery.app, delivery.sink): own_facts}
             transaction = table.transaction()
@@ -214,7 +213,7 @@ class IcebergConnection:
             return Claim(delivery, own.epoch, own_facts.incarnation, now.position, now.run, log)
         return NotDone(f"{self._sink.where}: {TRIES} commits of others came before the claim; trying again")
 
-    def _require_history(self, table: Table, now: Lane) -> None:
+    def _require_history(self, table: Table, delivery: DeliveryId, now: Lane) -> None:
         """A table that was rolled back has the properties of later, and not the rows."""
         metadata = table.metadata
         if not now.snapshot or metadata.snapshot_by_id(now.snapshot) is None:
@@ -226,24 +225,9 @@ class IcebergConnection:
             raise SinkError(
                 f"{self._sink.where}: its main branch does not hold the snapshot {now.snapshot}, with which the "
                 f"position {now.position} came: the table was rolled back, and the rows up to there would be missing "
-                "for good. Bring main back to that snapshot; or deliver the log from its start (begin_anew)."
+                "for good. Bring main back to that snapshot; or deliver again what the outbox still holds: `semel sink "
+                f"rewind APP.py {delivery.sink}`."
             )
-
-    def begin_anew(self, app: str, log: LogIdentity) -> None:
-        """See `Iceberg.begin_anew`. Former owners are fenced, also of partitions that are no more."""
-        table = _without_retries(self._connected().load_table(self._sink.table))
-        former = _facts(table, app, self._sink.name)
-        transaction = table.transaction()
-        _empty_snapshot(transaction, "begin anew")
-        at = _snapshot(transaction)
-        given: dict[str, Lane | Facts] = {
-            _of(app, self._sink.name): Facts(former.incarnation + 1, log.topic_id, log.partitions)
-        }
-        for partition in range(max(former.partitions, log.partitions)):
-            epoch = _lane(table, DeliveryId(app, self._sink.name, partition)).epoch
-            given[_of(app, self._sink.name, partition)] = Lane(epoch + 1, 0, "", positions.here(), at)
-        transaction.set_properties(_encoded(given))
-        transaction.commit_transaction()
 
     # --- a batch --------------------------------------------------------------------------------------------------
 
@@ -343,6 +327,58 @@ class IcebergConnection:
 
     def _commit(self, staged: Transaction) -> None:
         staged.commit_transaction()
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._trying(lambda: self._remembered(app)[1])
+
+    def _remembered(self, app: str) -> tuple[Table | None, list[Remembered]]:
+        try:
+            table = self._latest()
+        except (NoSuchTableError, NoSuchNamespaceError):
+            return None, []
+        facts = _facts(table, app, self._sink.name)
+        log = LogIdentity(facts.topic_id, facts.partitions)
+        lanes = [_lane(table, DeliveryId(app, self._sink.name, partition)) for partition in range(facts.partitions)]
+        return table, [
+            Remembered(partition, lane.epoch, facts.incarnation, lane.position, lane.run, log, lane.holder)
+            for partition, lane in enumerate(lanes)
+        ]
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        """One commit, with a snapshot, which is what the catalog compares. Epochs are the next ones of what the table
+        says itself, also of partitions that a former outbox had."""
+        for turn in range(TRIES):
+            found = self._trying(lambda: self._remembered(app))
+            if isinstance(found, NotDone):
+                return found
+            table, now = found
+            if changed := positions.changed(seen, now):
+                return Fenced(f"{self._sink.where}: {changed}")
+            if table is None:
+                return NotDone(f"{self._sink.where}: there is no table yet")
+            transaction = table.transaction()
+            _empty_snapshot(transaction, "moved by a person")
+            log, at = to[0].log, _snapshot(transaction)
+            given: dict[str, Lane | Facts] = {
+                _of(app, self._sink.name): Facts(to[0].incarnation, log.topic_id, log.partitions)
+            }
+            for one in to:
+                epoch = _lane(table, DeliveryId(app, self._sink.name, one.partition)).epoch + 1
+                own = Lane(epoch, one.position, one.run, positions.OPERATOR, at)
+                given[_of(app, self._sink.name, one.partition)] = own
+            transaction.set_properties(_encoded(given))
+            try:
+                self._commit(transaction)
+            except CommitFailedException:
+                time.sleep(PAUSE_S * turn)
+                continue
+            except Exception as why:
+                self.close()
+                return Unknown(f"{self._sink.where}: the commit of the move failed: {self._told(why)}")
+            return Done()
+        return NotDone(f"{self._sink.where}: {TRIES} commits of others came before the move")
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

@@ -216,9 +216,7 @@ class MariaDBConnection:
             *who[:2],
         ).fetchall()
         try:
-            positions.same_log(
-                delivery, log, (positions.Stored(*row) for row in stored), self._sink.where, self._control
-            )
+            positions.same_log(delivery, log, [positions.Stored(*one) for one in stored], self._sink.where)
         except SinkError:  # a claim on another log leaves no trace
             self._rolled_back()
             raise

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import pymysql
 
-from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks.mariadb_connection import _OURS, REFUSED, MariaDBConnection, brief, code
 from semel.sinks.mariadb_tables import execute, one
 from semel.sinks.rows import Delete, Upsert, split
 from semel.sinks.sink import Diverged, RowRefused, SinkError
-from semel.sinks.two_phase import attempt_in, name_of, prefix, settling
+from semel.sinks.two_phase import attempt_in, delivery_prefix, name_of, prefix, settling
 
 if TYPE_CHECKING:
     from semel.sinks.mariadb import MariaDB
@@ -248,6 +248,40 @@ class PreparedConnection:
 
     def in_doubt(self) -> Sequence[str]:
         return self._prepared(self._plain._connected())
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def left(self, app: str) -> Sequence[str] | NotDone:
+        return self._plain._trying(lambda c: self._left(c, app))
+
+    def _left(self, connection: Any, app: str) -> list[str]:
+        start = delivery_prefix(app, self._sink.name)
+        return [name for name in self._prepared(connection) if name.startswith(start)]
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._plain.remembered(app)
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        outcome: Outcome = NotDone("")
+        for _ in range(TRIES):  # a former owner can prepare once more before the row is ours
+            swept = self._plain._trying(lambda c: self._swept(c, app))
+            if isinstance(swept, NotDone):
+                return swept
+            outcome = self._plain.move(app, seen, to)
+            if not isinstance(outcome, NotDone):
+                return outcome
+        return outcome
+
+    def _swept(self, connection: Any, app: str) -> NotDone | None:
+        for name in self._left(connection, app):
+            partition = name.removeprefix(delivery_prefix(app, self._sink.name)).partition(":")[0]
+            delivery = DeliveryId(app, self._sink.name, int(partition))
+            attempt = attempt_in(name, self._prefix(delivery))
+            if attempt is None:
+                continue
+            if (waits := self._let_go(connection, delivery, attempt, "XA ROLLBACK")) is not None:
+                return waits
+        return None
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

@@ -50,8 +50,6 @@ class MongoDB:
     topology cannot tell it. `timeout_s` bounds each wait for an answer.
     """
 
-    anew = "its delivery stops at the next start, and says how to begin anew"  # what `semel app reset` says
-
     def __init__(
         self,
         url: str,

@@ -23,11 +23,11 @@ from pymongo import ReadPreference, errors
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
-from semel.sinks import positions
-from semel.sinks.documents import OWN, Document, Documents, documents_of, own_id
-from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks import documents_moved, positions
+from semel.sinks.documents import Document, Documents, documents_of, own_id
+from semel.sinks.sink import Diverged, RowRefused, SinkError
 
 if TYPE_CHECKING:
     from semel.sinks.mongodb import MongoDB
@@ -40,6 +40,8 @@ DUPLICATE, NOT_IMPLEMENTED, NAMESPACE_EXISTS = 11000, 238, 48
 REFUSED = {2, 9, 14, 52, 55, 57, 121, 10334, 17280, 17419}
 HUMAN = {13, 18, 8000}  # rights, a wrong password
 TRIES, PAUSE_S = 4, 0.05
+# Of semel's own documents; a field that is not there compares as null.
+COMPARED = ("epoch", "incarnation", "position", "run", "topic_id", "partitions", documents_moved.MOVING)
 
 Answer = TypeVar("Answer")
 
@@ -170,7 +172,7 @@ class MongoConnection:
 
     def _claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim:
         incarnation = self._incarnation(delivery, log)
-        collection, place = self._collection(), _place(delivery)
+        collection, place = self._collection(), documents_moved.place_name(delivery)
         for _ in range(10):
             lane = collection.find_one({"_id": place})
             now: dict[str, Any] = {"incarnation": incarnation, "holder": positions.here(), "updated": datetime.now(UTC)}
@@ -204,18 +206,15 @@ class MongoConnection:
 
     def _incarnation(self, delivery: DeliveryId, log: LogIdentity) -> int:
         """Of the log that the positions of this delivery are of; the first one to come writes it down."""
-        name, collection = f"{OWN}log:{delivery.app}/{delivery.sink}", self._collection()
+        name, collection = documents_moved.log_name(delivery.app, delivery.sink), self._collection()
         mine = {"topic_id": log.topic_id, "partitions": log.partitions}
         for _ in range(2):
             found = collection.find_one({"_id": name})
             if found is not None:
                 stored = positions.Stored(delivery.partition, found["topic_id"], found["partitions"])
-                said = msgspec.json.encode({**mine, "incarnation": found["incarnation"] + 1}).decode()
-                anew = (
-                    "deliver this log from its start, which writes again whatever of it the collection already holds: "
-                    f'db["{self._sink.collection}"].updateOne({{"_id": "{name}"}}, {{"$set": {said}}})'
-                )
-                positions.same_log(delivery, log, [stored], self._sink.where, self._sink.collection, anew)
+                positions.same_log(delivery, log, [stored], self._sink.where)
+                if found.get(documents_moved.MOVING):
+                    raise Diverged(positions.interrupted(self._sink.where, delivery.sink))
                 return int(found["incarnation"])
             try:
                 collection.insert_one({"_id": name, HIDDEN: "position", **mine, "incarnation": 1})
@@ -258,11 +257,15 @@ class MongoConnection:
         """Only from where the batch began or from beyond: a position that is behind has gone back with a server that
         lost what it acknowledged (S13), and what went with it is sent again."""
         where, collection = self._sink.where, self._collection()
-        mine = {"_id": _place(claim.delivery), "epoch": claim.epoch, "position": {"$gte": start, "$lt": end}}
+        mine = {
+            "_id": documents_moved.place_name(claim.delivery),
+            "epoch": claim.epoch,
+            "position": {"$gte": start, "$lt": end},
+        }
         now = {"position": end, "run": run, "updated": datetime.now(UTC)}
         if collection.update_one(mine, {"$set": now}).matched_count:
             return Done()
-        lane = collection.find_one({"_id": _place(claim.delivery)})
+        lane = collection.find_one({"_id": documents_moved.place_name(claim.delivery)})
         if lane is None:
             return Fenced(f"{where}: its position is gone; ours was epoch {claim.epoch}")
         if lane["epoch"] != claim.epoch:
@@ -344,6 +347,21 @@ class MongoConnection:
         )
         return {one["_id"]: (one.get(INCARNATION, 0), one.get(OFFSET, -1)) for one in found}
 
+    # --- for `semel sink` ---------------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._trying(lambda: documents_moved.remembered(_Own(self._collection()), app, self._sink.name))
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        def reached() -> None:
+            self._steps.reached(Step.MOVE_PART)
+
+        try:
+            own = _Own(self._collection())
+            return documents_moved.moved(own, self._sink.where, app, self._sink.name, seen, to, reached)
+        except (errors.PyMongoError, _Busy) as why:
+            return Unknown(f"a part of the move: {self._lost(why)}")
+
     # --- for semel verify ---------------------------------------------------------------------------------------------
 
     def rows(self) -> Sequence[bytes]:
@@ -371,8 +389,27 @@ def field_name(name: str) -> str:
     return ""
 
 
-def _place(delivery: DeliveryId) -> str:
-    return f"{OWN}position:{delivery.app}/{delivery.sink}/{delivery.partition}"
+class _Own:
+    """See `documents_moved.Own`; the version of a document is what it says."""
+
+    def __init__(self, collection: Any) -> None:
+        self._collection = collection
+
+    def get(self, name: str) -> tuple[Mapping[str, Any], Any] | None:
+        found = self._collection.find_one({"_id": name})
+        return None if found is None else (found, {field: found.get(field) for field in COMPARED})
+
+    def put(self, name: str, says: Mapping[str, Any], over: Any | None) -> Any | None:
+        now = {field: value for field, value in says.items() if field not in ("_id", HIDDEN)}
+        now["updated"] = datetime.now(UTC)
+        if over is None:
+            try:
+                self._collection.insert_one({"_id": name, HIDDEN: "position", **now})
+            except errors.DuplicateKeyError:
+                return None
+        elif not self._collection.update_one({"_id": name, **over}, {"$set": now}).matched_count:
+            return None
+        return {field: {**(over or {}), **now}.get(field) for field in COMPARED}
 
 
 def _chunks(lines: Sequence[_Line]) -> Iterator[list[_Line]]:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
+from semel.sinks import positions
 from semel.sinks.multipart_requests import Gone, Multipart, Upload
-from semel.sinks.objects_connection import CONTROL, FOLDER, control_of, folder_of
+from semel.sinks.objects_connection import CONTROL, FOLDER, Control, control_of, decoded, folder_of
 from semel.sinks.objects_form import fingerprint
-from semel.sinks.objects_store import Away, Store, Taken
+from semel.sinks.objects_store import Away, Store, Taken, Version
 from semel.sinks.sink import Diverged, SinkError
 from semel.sinks.two_phase import settling
 
@@ -160,7 +161,7 @@ class MultipartConnection:
         raise Diverged(
             f"{self._sink.where}: the log has decided {key}, which is neither being uploaded nor there: it was aborted "
             "(by hand, or by a lifecycle rule for unfinished uploads), or removed. Nothing more is delivered. Put it "
-            "back, or begin anew (docs/two-phase.md)."
+            f"back, or say what stands: `semel sink adopt APP.py {claim.delivery.sink}`."
         )
 
     def _completed(self, key: str) -> bool:
@@ -186,6 +187,63 @@ class MultipartConnection:
 
     def in_doubt(self) -> Sequence[str]:
         return [one.key for one in self._uploads("") if attempt_of(one.key) is not None]
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def left(self, app: str) -> Sequence[str] | NotDone:
+        try:
+            return self.in_doubt()
+        except Away as why:
+            return NotDone(str(why))
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        try:
+            return self._remembered(app)[0]
+        except Away as why:
+            return NotDone(str(why))
+
+    def _remembered(self, app: str) -> tuple[list[Remembered], Version | None]:
+        found = self._store.document(CONTROL)
+        if found is None:
+            return [], None
+        control = decoded(self._sink.where, found[0], app, self._sink.name)
+        log = LogIdentity(control.topic_id, control.partitions)
+        seen = []
+        for partition in range(control.partitions):
+            folder = folder_of(control.incarnation, partition)
+            ends = [one.end for key in self._store.keys(folder) if (one := attempt_of(key)) is not None]
+            claims = self._store.document(f"{FOLDER}/{folder}.claim.json")
+            epoch = 0 if claims is None else msgspec.json.decode(claims[0], type=Claimed).epoch
+            # Where nothing lies it cannot tell: readers, or a lifecycle rule, may have taken all away.
+            seen.append(Remembered(partition, epoch, control.incarnation, max(ends, default=-1), "", log))
+        return seen, found[1]
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        """The control object comes last: until it names the new incarnation, the delivery stops."""
+        try:
+            now, version = self._remembered(app)
+            if changed := positions.changed(seen, now):
+                return Fenced(f"{self._sink.where}: {changed}")
+            for one in seen:  # a superseded owner begins no upload any more
+                self._claimed(folder_of(one.incarnation, one.partition))
+                self._steps.reached(Step.MOVE_PART)
+            for upload in self._uploads(""):  # begun since nobody could decide any more
+                if attempt_of(upload.key) is not None:
+                    self._aborted(upload)
+            for one in to:
+                folder = folder_of(one.incarnation, one.partition)
+                if any(attempt_of(key) is not None for key in self._store.keys(folder)):
+                    return Fenced(f"{self._sink.where}: incarnation {one.incarnation} is in use already")
+                self._claimed(folder)
+                self._steps.reached(Step.MOVE_PART)
+            last = to[0]
+            control = Control(app, self._sink.name, last.incarnation, last.log.topic_id, last.log.partitions)
+            self._store.replace(CONTROL, msgspec.json.encode(control), version)
+        except Away as why:
+            return Unknown(str(why))
+        except Taken:
+            return Fenced(f"{self._sink.where}: {positions.meanwhile('who has claimed it')}")
+        return Done()
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

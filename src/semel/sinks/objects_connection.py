@@ -114,7 +114,7 @@ class ObjectsConnection:
         """The next epoch. The position is the end of what lies here, or may come here still: by the manifest, by the
         cut that is under way, by what is there besides."""
         try:
-            control = control_of(self._store, self._sink.where, delivery, log, or_adopt(delivery.sink))
+            control = control_of(self._store, self._sink.where, delivery, log)
             at = control.incarnation, delivery.partition
             kept = self._read(*at)
             manifest = replace(kept.manifest, epoch=kept.manifest.epoch + 1)
@@ -335,9 +335,8 @@ def decoded(where: str, body: bytes, app: str, sink: str) -> Control:
     return control
 
 
-def control_of(store: Store, where: str, delivery: DeliveryId, log: LogIdentity, choice: str = "") -> Control:
-    """What the control object says, which is made where there is none; Diverged where it is of another log. `choice`:
-    how a person goes on; else by hand."""
+def control_of(store: Store, where: str, delivery: DeliveryId, log: LogIdentity) -> Control:
+    """What the control object says, which is made where there is none; Diverged where it is of another log."""
     wanted = Control(delivery.app, delivery.sink, 1, log.topic_id, log.partitions)
     found = store.document(CONTROL)
     if found is None:
@@ -349,16 +348,11 @@ def control_of(store: Store, where: str, delivery: DeliveryId, log: LogIdentity,
                 raise
     control = decoded(where, found[0], delivery.app, delivery.sink)
     if (control.topic_id, control.partitions) != (log.topic_id, log.partitions):
-        anew = Control(control.app, control.sink, control.incarnation + 1, log.topic_id, log.partitions)
-        by_hand = (
-            "deliver this log from its start, into new objects beside the former ones: write "
-            f"{msgspec.json.encode(anew).decode()} to {store.next_name(CONTROL, found[1])}."
-        )
         raise Diverged(
             f"{where}: the outbox was re-created or re-partitioned: these objects are of topic id "
             f"{control.topic_id or 'unknown'} with {control.partitions} partitions, the outbox is "
             f"{log.topic_id or 'unknown'} with {log.partitions}. Offsets of the one mean nothing in the other, so "
-            f"nothing was delivered. Either put the former log back, or {choice or by_hand}"
+            f"nothing was delivered. Either put the former log back, or {or_adopt(delivery.sink)}"
         )
     return control
 

@@ -170,10 +170,6 @@ class Store:
         keys = self.keys(folder)
         return keys if self.folder is None else sorted({re.sub(r"\.\d+(\.\w+)$", r"\1", key) for key in keys})
 
-    def next_name(self, key: str, version: Version) -> str:
-        """Where a person writes the next version of a document."""
-        return key if self.folder is None else _number(key, int(version["number"]) + 1)
-
     def read(self, key: str) -> tuple[bytes, Version] | None:
         try:
             found = obstore.get(self._store, key)

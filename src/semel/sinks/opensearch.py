@@ -57,8 +57,6 @@ class OpenSearch:
     `ca_file` names the certificates that are trusted. `timeout_s` bounds each wait for an answer.
     """
 
-    anew = "its delivery stops at the next start, and says how to begin anew"  # what `semel app reset` says
-
     def __init__(
         self,
         url: str,

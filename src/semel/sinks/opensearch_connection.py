@@ -9,21 +9,21 @@ sequence number that its owner has seen and follows the rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
-from semel.sinks import positions
-from semel.sinks.documents import OWN, Document, Documents, documents_of, own_id
+from semel.sinks import documents_moved, positions
+from semel.sinks.documents import Document, Documents, documents_of, own_id
 from semel.sinks.opensearch import version_of
 from semel.sinks.opensearch_http import Http, NeverLeft, NoAnswer
-from semel.sinks.opensearch_index import DELETED, HIDDEN, POSITION, Busy, field_name, judged, reason, refusal
-from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks.opensearch_index import DELETED, HIDDEN, POSITION, Busy, aliased, field_name, judged, reason, refusal
+from semel.sinks.sink import Diverged, RowRefused, SinkError
 
 if TYPE_CHECKING:
     from semel.sinks.opensearch import OpenSearch
@@ -122,26 +122,22 @@ class OpenSearchConnection:
 
     def _incarnation(self, delivery: DeliveryId, log: LogIdentity) -> int:
         """Of the log that the positions of this delivery are of; the first one to come writes it down."""
-        name = f"{OWN}log:{delivery.app}/{delivery.sink}"
+        name = documents_moved.log_name(delivery.app, delivery.sink)
         mine = {"topic_id": log.topic_id, "partitions": log.partitions, "incarnation": 1}
         for _ in range(2):
             found = self._get(name)
             if found is not None:
                 said = found["_source"][POSITION]
                 stored = positions.Stored(delivery.partition, said["topic_id"], said["partitions"])
-                beside = {**mine, "incarnation": said["incarnation"] + 1}
-                text = msgspec.json.encode({HIDDEN: "position", POSITION: beside}).decode()
-                anew = (
-                    "deliver this log from its start, which writes again whatever of it the index already holds: "
-                    f"PUT /{self._sink.live}/_doc/{quote(name, safe='')} {text}"
-                )
-                positions.same_log(delivery, log, [stored], self._sink.where, self._sink.index, anew)
+                positions.same_log(delivery, log, [stored], self._sink.where)
+                if said.get(documents_moved.MOVING):
+                    raise Diverged(positions.interrupted(self._sink.where, delivery.sink))
                 return int(said["incarnation"])
             self._written(name, mine, op_type="create")
         raise Busy(f"{self._sink.where}: {name} comes and goes", unknown=False)
 
     def _lane(self, delivery: DeliveryId) -> _Lane | None:
-        found = self._get(_place(delivery))
+        found = self._get(documents_moved.place_name(delivery))
         if found is None:
             return None
         said = found["_source"][POSITION]
@@ -150,9 +146,11 @@ class OpenSearchConnection:
     def _put(self, delivery: DeliveryId, new: dict[str, Any], over: _Lane | None) -> _Lane | None:
         """None where somebody else was quicker."""
         if over is None:
-            answer = self._written(_place(delivery), new, op_type="create")
+            answer = self._written(documents_moved.place_name(delivery), new, op_type="create")
         else:
-            answer = self._written(_place(delivery), new, if_seq_no=over.seq_no, if_primary_term=over.primary_term)
+            answer = self._written(
+                documents_moved.place_name(delivery), new, if_seq_no=over.seq_no, if_primary_term=over.primary_term
+            )
         return None if answer is None else _Lane(**new, seq_no=answer["_seq_no"], primary_term=answer["_primary_term"])
 
     def _get(self, id: str) -> Any:
@@ -312,6 +310,29 @@ class OpenSearchConnection:
         there = {doc["_id"]: doc["_version"] for doc in answer["docs"] if doc.get("found")}
         return [line for line in conflicts if there.get(line.document.id, -1) < line.version]
 
+    # --- for `semel sink` ---------------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._trying(lambda: self._remembered(app))
+
+    def _remembered(self, app: str) -> list[Remembered]:
+        if aliased(self._http, self._sink) is None:
+            return []
+        return documents_moved.remembered(_Own(self), app, self._sink.name)
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        def reached() -> None:
+            self._steps.reached(Step.MOVE_PART)
+
+        try:
+            return documents_moved.moved(_Own(self), self._sink.where, app, self._sink.name, seen, to, reached)
+        except NeverLeft as why:
+            return Unknown(f"{self._sink.where}: {why}")
+        except NoAnswer as why:
+            return Unknown(f"{self._sink.where}: a part of the move was not answered: {why}")
+        except Busy as why:
+            return Unknown(str(why))
+
     # --- for semel verify ---------------------------------------------------------------------------------------------
 
     def rows(self) -> Sequence[bytes]:
@@ -347,8 +368,22 @@ class OpenSearchConnection:
             raise SinkError(f"{self._sink.where}: it answers {status} {reason(answer)}.")
 
 
-def _place(delivery: DeliveryId) -> str:
-    return f"{OWN}position:{delivery.app}/{delivery.sink}/{delivery.partition}"
+class _Own:
+    """See `documents_moved.Own`; the version is the sequence number of a document."""
+
+    def __init__(self, connection: OpenSearchConnection) -> None:
+        self._connection = connection
+
+    def get(self, name: str) -> tuple[Mapping[str, Any], Any] | None:
+        found = self._connection._get(name)
+        return None if found is None else (found["_source"][POSITION], (found["_seq_no"], found["_primary_term"]))
+
+    def put(self, name: str, says: Mapping[str, Any], over: Any | None) -> Any | None:
+        how: dict[str, object] = {"op_type": "create"}
+        if over is not None:
+            how = {"if_seq_no": over[0], "if_primary_term": over[1]}
+        answer = self._connection._written(name, dict(says), **how)
+        return None if answer is None else (answer["_seq_no"], answer["_primary_term"])
 
 
 def _chunks(lines: Sequence[_Line]) -> Iterator[list[_Line]]:

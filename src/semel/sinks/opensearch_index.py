@@ -71,14 +71,14 @@ def field_name(name: str) -> str:
 
 def judged(http: Http, sink: OpenSearch, columns: Sequence[Column] | None) -> list[str]:
     """Creates what is missing, validates what is there; what weakens the contract, in sentences."""
-    index = _aliased(http, sink)
+    index = aliased(http, sink)
     if index is None:
         if _asked(http, sink, "GET", f"/{sink.index}", missing=True) is None:
             _create(http, sink, columns)
         else:
             _asked(http, sink, "POST", "/_aliases",
                    {"actions": [{"add": {"index": sink.index, "alias": sink.live, "filter": FILTER}}]})  # fmt: skip
-        index = _aliased(http, sink)
+        index = aliased(http, sink)
         assert index is not None, f"{sink.where}: the alias was made and is not there"
     found = _asked(http, sink, "GET", f"/{index}")[index]
     _mapping(sink, index, found["mappings"], columns)
@@ -86,7 +86,7 @@ def judged(http: Http, sink: OpenSearch, columns: Sequence[Column] | None) -> li
     return _settings(sink, index, {**defaults.get("defaults", {}), **defaults["settings"]})
 
 
-def _aliased(http: Http, sink: OpenSearch) -> str | None:
+def aliased(http: Http, sink: OpenSearch) -> str | None:
     """The one index that the alias stands for."""
     there = _asked(http, sink, "GET", f"/_alias/{sink.live}", missing=True)
     if not there:

@@ -7,7 +7,8 @@ puts it elsewhere.
 Invariants: what was not as `standing` saw it is not moved; whoever delivered until then is fenced, or there is nobody
 (the group has no members, or refuses its offsets). Effects that shall come again get another incarnation, so another
 identity, where the sink recognises repeats by one. The log is written before the sink, and a move that was interrupted
-leaves a delivery that stops until the move is made again.
+leaves a delivery that stops until the move is made again. At a sink that prepares, nothing is moved while anything of
+the delivery is prepared: the record of the log that decides about it would be replaced.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from semel.contract import Identity, LogIdentity, PositionIn, Remembered
+from semel.contract import Identity, LogIdentity, PositionIn, Remembered, Settlement
 from semel.errors import SemelError
-from semel.ports import Done, Fenced, Log, NewTopic, NotDone, Outcome, Owners, Position, Sink, TopicPartition
-from semel.sinks import cuts, group_position, origin
+from semel.ports import Done, Fenced, Log, NewTopic, NotDone, Outcome, Owner, Owners, Position, Sink, TopicPartition
+from semel.sinks import cuts, group_position, origin, positions
 from semel.sinks.agreement import agreed
 from semel.sinks.cuts import Progress, Undecided
 from semel.sinks.sink import Diverged, SinkError
@@ -155,7 +156,7 @@ class Delivery:
                     at.partition, epoch, said.incarnation, said.position, said.mark, log,
                     f"{self._app}.{self._sink.name}.{at.partition}",
                 )  # fmt: skip
-            elif at.partition in sinks:
+            elif at.partition in sinks and sinks[at.partition].position >= 0:  # -1: it cannot tell
                 found[at.partition] = sinks[at.partition]
         return found
 
@@ -170,6 +171,9 @@ class Delivery:
     ) -> str:
         """Why a claim would stop."""
         where = self._sink.where
+        told = [progress.get(p) for p in range(here.partitions)] if progress else []
+        if any(one.unfinished for one in seen) or (self._group and group_position.interrupted(told, here)):
+            return positions.interrupted(where, self._sink.name)
         try:
             position, mark = (0, "") if one is None else (one.position, one.run)
             if one is not None and one.log != here:
@@ -315,10 +319,11 @@ class Delivery:
         if self._topic in self._log.topics() and self._log.topics()[self._topic].partitions != count:
             delete([self._topic])
         self._log.create([NewTopic(self._topic, count, cuts.CONFIG)])
-        for one in there:
-            owner = self._owners(f"{self._app}.{self._sink.name}.{one.partition}")
-            try:
-                owner.initialise()
+        owners: list[Owner] = []
+        try:
+            for one in there:
+                owners.append(self._owners(f"{self._app}.{self._sink.name}.{one.partition}"))
+                owners[-1].initialise()
                 now = cuts.read_progress(self._log, TopicPartition(self._topic, one.partition))
                 before = standing.progress.get(one.partition)
                 # A former move of ours that was interrupted is made again: what it wrote is no other delivery's.
@@ -326,14 +331,39 @@ class Delivery:
                     raise NotMoved(
                         f"{self._topic}-{one.partition} has changed meanwhile. Nothing was moved; look again."
                     )
+            # From here on nobody decides: what is prepared now was prepared before, and what is prepared later is
+            # never decided.
+            self._settled()
+            for owner, one in zip(owners, there, strict=True):
                 log = one.log
                 said = Progress(one.incarnation, log.topic_id, log.partitions, one.position, one.run)
                 self._judged(
                     owner.append(TopicPartition(self._topic, one.partition), cuts.encoded(said), now_ms),
                     "Partitions before it were moved, and the delivery stops until the same move is made again.",
                 )
-            finally:
+        finally:
+            for owner in owners:
                 owner.close()
+
+    def _settled(self) -> None:
+        """Nothing of this delivery is prepared; NotMoved otherwise."""
+        left = self.prepared()
+        if isinstance(left, NotDone):
+            raise NotMoved(f"{left.reason}. Nothing was moved.")
+        if left:
+            raise NotMoved(
+                f"{self._sink.where}: {', '.join(left[:5])}{' …' if len(left) > 5 else ''}: prepared, and not settled. "
+                "What the log has decided about it would be forgotten by a move, so nothing was moved. `semel sink "
+                f"drain APP.py {self._sink.name}` settles what this log knows of; what it does not know of a person "
+                "commits or rolls back at the sink (docs/two-phase.md, By hand)."
+            )
+
+    def prepared(self) -> Sequence[str] | NotDone:
+        """The names of what the sink holds prepared of this delivery."""
+        if self._sink.contract.settlement is not Settlement.DECIDED:
+            return ()
+        found: Sequence[str] | NotDone = self._connection.left(self._app)
+        return found
 
     def _grouped(self, positions: Mapping[TopicPartition, Position], then: str) -> None:
         if positions:
@@ -344,5 +374,9 @@ class Delivery:
             return
         if isinstance(outcome, Fenced):
             raise NotMoved(f"{self._sink.where}: somebody else is at work ({outcome.reason}). {then}")
-        unsure = "" if isinstance(outcome, NotDone) else " Nobody knows whether it was done: look again."
-        raise NotMoved(f"{outcome.reason}. {then}{unsure}")
+        if isinstance(outcome, NotDone):
+            raise NotMoved(f"{outcome.reason}. {then}")
+        raise NotMoved(
+            f"{outcome.reason}. Nobody knows whether it was done, or only a part of it: look again, and make the same "
+            "move again."
+        )

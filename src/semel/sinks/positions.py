@@ -57,11 +57,8 @@ class Stored:
     partitions: int
 
 
-def same_log(
-    delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str, table: str = TABLE, choice: str = ""
-) -> None:
-    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count. `choice`:
-    how a person begins anew where the positions are no table."""
+def same_log(delivery: DeliveryId, log: LogIdentity, stored: Iterable[Stored], where: str) -> None:
+    """Raises Diverged when any partition's row of this delivery stands for another topic or partition count."""
     for row in stored:
         if row.topic_id != log.topic_id:
             what = (
@@ -74,7 +71,7 @@ def same_log(
             continue
         raise Diverged(
             f"{where}: {what} (partition {row.partition}). Offsets of the one mean nothing in the other, so nothing "
-            f"was delivered. Either put the former log back, or {choice or or_adopt(delivery.sink)}"
+            f"was delivered. Either put the former log back, or {or_adopt(delivery.sink)}"
         )
 
 
@@ -105,28 +102,22 @@ def changed(seen: Sequence[Remembered], now: Sequence[Remembered]) -> str:
     if before == after:
         return ""
     partition = min(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
+    return meanwhile(f"the position of partition {partition}")
+
+
+def meanwhile(what: str) -> str:
     return (
-        f"the position of partition {partition} has changed meanwhile: a delivery is at work, or somebody else moves "
-        "it. Nothing was changed here; look again"
+        f"{what} has changed meanwhile: a delivery is at work, or somebody else moves it. Nothing was changed here; "
+        "look again"
     )
 
 
-def fresh_start(delivery: DeliveryId, log: LogIdentity, table: str) -> str:
-    """The other choice where `semel sink` cannot move positions: a statement that a person may run once it is
-    understood."""
+def interrupted(where: str, sink: str) -> str:
+    """Why a delivery stops at a sink where a move is more than one step."""
     return (
-        "deliver this log from its start, which writes again whatever of it the table already holds: "
-        f"UPDATE {table} SET incarnation = incarnation + 1, epoch = epoch + 1, position = 0, run = '', "
-        f"topic_id = '{log.topic_id}', partitions = {log.partitions} "
-        f"WHERE app = '{delivery.app}' AND sink = '{delivery.sink}';"
-    )
-
-
-def begin_anew(sink: str, delivery: DeliveryId, log: LogIdentity) -> str:
-    """The same choice where positions are no table that a statement could change."""
-    return (
-        "deliver this log from its start, which writes again whatever of it the table already holds, in Python: "
-        f"{sink}.begin_anew(app={delivery.app!r}, topic_id={log.topic_id!r}, partitions={log.partitions})"
+        f"{where}: a move of its position was interrupted (semel sink adopt or rewind): some partitions were moved, "
+        "others were not. Nothing was delivered. Make the same move again: `semel sink adopt` or `semel sink rewind "
+        f"APP.py {sink}`, which shows where each partition stands."
     )
 
 

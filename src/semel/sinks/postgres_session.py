@@ -361,9 +361,7 @@ class PostgresSession:
                 (delivery.app, delivery.sink),
             )
             # Raising rolls back: a claim on another log leaves no trace.
-            positions.same_log(
-                delivery, log, (positions.Stored(*one) for one in stored), self._sink.where, self.control_text
-            )
+            positions.same_log(delivery, log, [positions.Stored(*one) for one in stored], self._sink.where)
         self._claimed.setdefault(delivery, row[0])
         return Claim(delivery, epoch=row[0], incarnation=row[1], position=row[2], run=row[3], log=log)
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import errors, sql
 
-from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import postgres_rows
 from semel.sinks.postgres_connection import PostgresConnection
 from semel.sinks.postgres_session import brief, is_refusal, one
 from semel.sinks.rows import Delete, Upsert, split
 from semel.sinks.sink import Diverged, RowRefused, SinkError
-from semel.sinks.two_phase import attempt_in, name_of, prefix, settling
+from semel.sinks.two_phase import attempt_in, delivery_prefix, name_of, prefix, settling
 
 if TYPE_CHECKING:
     from semel.sinks.postgres import Postgres
@@ -244,6 +244,37 @@ class PreparedConnection:
             (self._control.as_string(self._session.connected()),),
         )
         return [row[0] for row in found]
+
+    # --- for `semel sink` -----------------------------------------------------------------------------------------
+
+    def left(self, app: str) -> Sequence[str] | NotDone:
+        return self._session.trying(lambda c: self._left(c, app))
+
+    def _left(self, connection: psycopg.Connection[Any], app: str) -> list[str]:
+        start = delivery_prefix(app, self._sink.name)
+        found = connection.execute(
+            "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, %s)", (start,)
+        ).fetchall()
+        return [gid for (gid,) in found]
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._session.remembered(app)
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        outcome: Outcome = NotDone("")
+        for _ in range(TRIES):  # a former owner can prepare once more before the row is ours
+            swept = self._session.trying(lambda c: self._swept(c, app))
+            if isinstance(swept, NotDone):
+                return swept
+            outcome = self._session.move(app, seen, to)
+            if not isinstance(outcome, NotDone):
+                return outcome
+        return outcome
+
+    def _swept(self, connection: psycopg.Connection[Any], app: str) -> None:
+        for gid in self._left(connection, app):
+            with contextlib.suppress(errors.UndefinedObject):  # its own owner was quicker
+                connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 

@@ -90,8 +90,6 @@ class Redis:
     On a cluster, name a prefix with a hash tag ("{totals}"): all keys of the sink lie in that slot.
     """
 
-    anew = "its delivery stops at the next start, and says how to begin anew"  # what `semel app reset` says
-
     def __init__(
         self,
         url: str,

@@ -21,11 +21,11 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import positions
 from semel.sinks.documents import Document, Documents, documents_of
-from semel.sinks.redis_scripts import CLAIM, MOVE, ROWS
+from semel.sinks.redis_scripts import CLAIM, MOVE, OPERATE, ROWS
 from semel.sinks.sink import RowRefused, SinkError
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class RedisConnection:
         texts = [one.decode() for one in said]
         if word == b"other":
             other = positions.Stored(delivery.partition, texts[0], int(texts[1]))
-            positions.same_log(delivery, log, [other], self._sink.where, key, _anew(key, log))
+            positions.same_log(delivery, log, [other], self._sink.where)
         epoch, incarnation, position = (int(text) for text in texts[:3])
         return Claim(delivery, epoch=epoch, incarnation=incarnation, position=position, run=texts[3], log=log)
 
@@ -291,6 +291,43 @@ class RedisConnection:
         told = f"{what}: {self._lost(why)}"
         return NotDone(told) if refused or never_left else Unknown(told)
 
+    # --- for `semel sink` ---------------------------------------------------------------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return self._trying(lambda: self._remembered(self._positions(DeliveryId(app, self._sink.name, 0))))
+
+    def _remembered(self, key: str) -> list[Remembered]:
+        found = self._script("return redis.call('HGETALL', KEYS[1])", [key], [])
+        said = {name.decode(): text.decode() for name, text in zip(found[::2], found[1::2], strict=True)}
+        if "incarnation" not in said:
+            return []
+        log = LogIdentity(said["topic_id"], int(said["partitions"]))
+        partitions = sorted(int(name.partition(".")[0]) for name in said if name.endswith(".epoch"))
+        # What was said of another incarnation is no position in this one, as for the claim.
+        here = {p: said.get(f"{p}.incarnation") == said["incarnation"] for p in partitions}
+        return [
+            Remembered(
+                p, int(said[f"{p}.epoch"]), int(said["incarnation"]), int(said[f"{p}.position"]) if here[p] else 0,
+                said[f"{p}.run"] if here[p] else "", log, said.get(f"{p}.holder", ""),
+            )
+            for p in partitions
+        ]  # fmt: skip
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        log = to[0].log
+        said = [str(to[0].incarnation), log.topic_id, str(log.partitions), positions.OPERATOR, str(len(seen))]
+        for one in seen:
+            said += [str(one.partition), str(one.epoch), str(one.position), one.run]
+        for one in to:
+            said += [str(one.partition), str(one.position), one.run]
+        try:
+            changed = self._script(OPERATE, [self._positions(DeliveryId(app, self._sink.name, 0))], said).decode()
+        except exceptions.RedisError as why:
+            return self._unanswered(why, "the move")
+        if changed:
+            return Fenced(f"{self._sink.where}: {positions.meanwhile(changed)}")
+        return Done()
+
     # --- for semel verify ---------------------------------------------------------------------------------------------
 
     def rows(self) -> Sequence[bytes]:
@@ -347,13 +384,6 @@ def texts(fields: dict[str, Any]) -> dict[str, str]:
         for name, value in fields.items()
         if value is not None
     }
-
-
-def _anew(key: str, log: LogIdentity) -> str:
-    return (
-        "deliver this log from its start, which writes again whatever of it the keys already hold: "
-        f'HINCRBY "{key}" incarnation 1, then HSET "{key}" topic_id {log.topic_id} partitions {log.partitions}.'
-    )
 
 
 def _sorted(fields: dict[str, str]) -> bytes:

@@ -89,3 +89,34 @@ if less(now[2], ARGV[4]) then redis.call('HSET', K, P .. '.position', ARGV[4], P
 return {'done', '', '', ''}
 """
 )
+
+# KEYS: the positions of a delivery. ARGV: incarnation, topic id, partitions, holder, how many partitions were seen; of
+# each of them partition, epoch, position, run; then of each that is moved partition, position, run. Answers what is
+# not as it was seen, which changes nothing; "" when it is moved. A position of another incarnation counts as 0.
+OPERATE = """
+local K = KEYS[1]
+local function held(P, field) return redis.call('HGET', K, P .. '.' .. field) end
+local incarnation, there = redis.call('HGET', K, 'incarnation'), 0
+for _, name in ipairs(redis.call('HKEYS', K)) do
+  if name:match('^%d+%.epoch$') then there = there + 1 end
+end
+if there ~= tonumber(ARGV[5]) then return 'the number of partitions' end
+local at = 6
+for _ = 1, tonumber(ARGV[5]) do
+  local P, position, run = ARGV[at], held(ARGV[at], 'position'), held(ARGV[at], 'run')
+  if held(P, 'incarnation') ~= incarnation then position, run = '0', '' end
+  if held(P, 'epoch') ~= ARGV[at + 1] or position ~= ARGV[at + 2] or run ~= ARGV[at + 3] then
+    return 'the position of partition ' .. P
+  end
+  at = at + 4
+end
+redis.call('HSET', K, 'incarnation', ARGV[1], 'topic_id', ARGV[2], 'partitions', ARGV[3])
+while at <= #ARGV do
+  local P = ARGV[at]
+  redis.call('HINCRBY', K, P .. '.epoch', 1)
+  redis.call('HSET', K, P .. '.position', ARGV[at + 1], P .. '.run', ARGV[at + 2],
+    P .. '.incarnation', ARGV[1], P .. '.holder', ARGV[4])
+  at = at + 3
+end
+return ''
+"""

@@ -283,9 +283,7 @@ class SQLiteConnection:
                 f"SELECT partition, topic_id, partitions FROM {self._control} WHERE app = ? AND sink = ?", who[:2]
             ).fetchall()
             # Raising rolls back: a claim on another log leaves no trace.
-            positions.same_log(
-                delivery, log, (positions.Stored(*one) for one in stored), self._sink.where, self._control
-            )
+            positions.same_log(delivery, log, [positions.Stored(*one) for one in stored], self._sink.where)
         return Claim(delivery, epoch=row[0], incarnation=row[1], position=row[2], run=row[3], log=log)
 
     # --- a batch --------------------------------------------------------------------------------------------------

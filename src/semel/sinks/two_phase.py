@@ -31,6 +31,7 @@ from semel.contract import (
     Resolution,
     Settlement,
 )
+from semel.sinks.agreement import CHOICE
 from semel.sinks.cuts import Cut, Progress
 from semel.sinks.sink import Ahead, Diverged, SinkError
 
@@ -84,8 +85,8 @@ def resumed(claim: Claim, found: Progress | None, here: LogIdentity, place: str)
     if found.incarnation > claim.incarnation:
         raise Diverged(
             f"{place}: the sink stands at incarnation {claim.incarnation}, the log at {found.incarnation}: the sink "
-            "was put back from a backup, or its control record was removed. Nothing was delivered. Put back what "
-            "belongs to this log."
+            "was put back from a backup, its control record was removed, or a move of its position was interrupted. "
+            f"{CHOICE}"
         )
     cut = found.cut
     if cut is not None and cut.decided:
@@ -122,12 +123,6 @@ def stranger(reason: str, place: str) -> Diverged:
     )
 
 
-CHOICE = (
-    "Records would be delivered twice or skipped, so nothing was delivered. Put back the log that belongs to this "
-    "sink, or begin anew under the next incarnation (docs/two-phase.md, Beginning anew)."
-)
-
-
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +145,7 @@ def settling(prepared: list[Attempt], latest: Attempt, decided: bool) -> Settlin
 
 def prefix(delivery: DeliveryId, where: str, bytes_max: int = NAME_BYTES_MAX) -> str:
     """What the names of all attempts of one delivery begin with; SinkError where they would be too long."""
-    text = f"semel:{delivery.app}:{delivery.sink}:{delivery.partition}:"
+    text = f"{delivery_prefix(delivery.app, delivery.sink)}{delivery.partition}:"
     longest = len(text.encode()) + 2 * DIGITS + len("-:") + 10
     if longest > bytes_max:
         raise SinkError(
@@ -158,6 +153,11 @@ def prefix(delivery: DeliveryId, where: str, bytes_max: int = NAME_BYTES_MAX) ->
             "choose a shorter name for the app or the sink (name=)."
         )
     return text
+
+
+def delivery_prefix(app: str, sink: str) -> str:
+    """What the names of all partitions of a delivery begin with."""
+    return f"semel:{app}:{sink}:"
 
 
 def name_of(delivery: DeliveryId, attempt: Attempt, where: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from semel.ports import SinkConnection
-from semel.testing import processes, trials
+from semel.testing import operating, processes, trials
 from semel.testing.proxy import TcpProxy
 from semel.testing.subject import Entry, Loses, NotTried, Refused, Stand, Subject, standing
 
@@ -44,6 +44,10 @@ IN_PROCESS: tuple[Trial, ...] = (
     trials.poison,
     trials.forgets,
     trials.durable,
+    operating.operated,
+    operating.outmoved,
+    operating.unsettled,
+    operating.interrupted,
 )
 EVERY: tuple[Trial, ...] = IN_PROCESS + processes.TRIALS
 
@@ -118,6 +122,18 @@ class ContractTests:
 
     def test_what_it_acknowledged_survives_its_crash(self, subject: Subject) -> None:
         run(subject, trials.durable)
+
+    def test_a_person_moves_the_position(self, subject: Subject) -> None:
+        run(subject, operating.operated)
+
+    def test_a_move_fences_a_living_owner(self, subject: Subject) -> None:
+        run(subject, operating.outmoved)
+
+    def test_what_is_prepared_is_settled_before_a_move(self, subject: Subject) -> None:
+        run(subject, operating.unsettled)
+
+    def test_a_move_that_is_interrupted_is_made_again(self, subject: Subject) -> None:
+        run(subject, operating.interrupted)
 
     def test_killed_at_every_step_twice(self, subject: Subject) -> None:
         run(subject, processes.crashes)
