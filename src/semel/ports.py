@@ -455,11 +455,12 @@ class Sink(Protocol[V_contra, Kind_co]):
     def contract(self) -> Contract: ...
     @property
     def key(self) -> tuple[str, ...] | None:
-        """The fields of the value that identify a row, which a later value replaces; None: rows are appended."""
+        """The fields of the value that identify a row, which a later value replaces; (): the stream's own key does;
+        None: rows are appended."""
         ...
 
     def encode_key(self, value: V_contra) -> bytes | None:
-        """The outbox is partitioned by this: equal sink keys give equal bytes. None when `key` is None: the
+        """The outbox is partitioned by this: equal sink keys give equal bytes. None when `key` names no field: the
         stream's own key partitions."""
         ...
 
