@@ -386,6 +386,15 @@ class SinkConnection(Connection, Protocol):
         ...
 
 
+class LogConnection(SinkConnection, Protocol):
+    """A sink that is a log itself: nothing replaces a record, and there is an order to compare."""
+
+    def entries(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+        """Every committed record, (key, value), a delete as (key, None); partition by partition in order. For
+        `semel verify`."""
+        ...
+
+
 class TwoPhaseConnection(Connection, Protocol):
     """A sink that prepares, and commits what the log has decided (contract TwoPhase). The caller owns the delivery's
     transactional id, and has read the decisions since it initialised it."""
