@@ -19,7 +19,7 @@ import msgspec
 
 from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.host.cluster import ClusterLog
-from semel.host.kafka_client import address
+from semel.host.kafka_client import KafkaError, address
 from semel.host.kafka_owner import KafkaOwner
 from semel.ports import (
     Done,
@@ -49,6 +49,7 @@ MAX_BYTES_DEFAULT = 1_048_588
 BATCH_BYTES = 1_000_000
 OVERHEAD_BYTES = 100  # of a batch of one record, besides key and value
 LINGER_MS = 5
+FOR_EVER = (1 << 63) - 1
 CLIENT_BYTES = 1_000_000_000  # the client's own limit stands aside: the topic's is the one that counts
 
 Answer = TypeVar("Answer")
@@ -76,6 +77,7 @@ class _Lane:
     """One partition that this connection has claimed."""
 
     owner: KafkaOwner
+    bytes_max: int  # what its batches are made for
     record: Record | None = None  # as it was read or written last under this ownership
     sure: bool = False  # that `record` is what a reader finds: no batch is under way or unknown
     fenced: str = ""
@@ -98,6 +100,7 @@ class KafkaTopicConnection:
         self._lanes: dict[DeliveryId, _Lane] = {}
         self._places: dict[DeliveryId, TopicPartition] = {}  # where their positions lie
         self._bytes_max = MAX_BYTES_DEFAULT
+        self._times_ms = (-FOR_EVER, FOR_EVER)  # of records, from now: what the topic takes
         self._keyed_only = False  # a compacted topic takes no record without a key
         self._target = ""  # the topic's id
         self._notes: list[str] = []
@@ -153,6 +156,8 @@ class KafkaTopicConnection:
         self._target = found.topic_id
         self._bytes_max = int(config.get(MAX_BYTES, MAX_BYTES_DEFAULT))
         self._keyed_only = "compact" in config.get("cleanup.policy", "")
+        before, after = (int(config.get(f"message.timestamp.{side}.max.ms", FOR_EVER)) for side in ("before", "after"))
+        self._times_ms = (-before, after)
         self._notes = list(self._weaknesses(config))
         return known
 
@@ -269,8 +274,10 @@ class KafkaTopicConnection:
         self._same_log(delivery, log, others)
         incarnation = max((record.incarnation for record in others.values()), default=1)
         lane = self._lanes.get(delivery)
-        if lane is None:
-            lane = self._lanes[delivery] = _Lane(self._owner(delivery))
+        if lane is None or lane.bytes_max != self._bytes_max:
+            if lane is not None:
+                lane.owner.close()
+            lane = self._lanes[delivery] = _Lane(self._owner(delivery), self._bytes_max)
         self._places[delivery] = at
         lane.sure, lane.fenced = False, ""
         said = self._taken_over(lane, at, key)
@@ -380,11 +387,22 @@ class KafkaTopicConnection:
             raise RowRefused(f"it has no key, and {self._sink.topic} is compacted", bare.offset)
 
     def _refused(self, owner: KafkaOwner, rows: Sequence[Row]) -> None:
-        """Raises RowRefused when the broker named a record that it will never take."""
-        named = {(m.key(), m.value(), m.timestamp()[1]): m.error() for m in owner.untaken}
-        for row in rows if named else ():
-            if (error := named.get((row.key, row.value, row.timestamp_ms))) is not None:
-                raise RowRefused(error.str(), row.offset)
+        """Raises RowRefused when the broker refused a record that it will never take, and it can be told which one. Of
+        a record that is none the broker names it; of one from another time it names the whole batch."""
+        named = {m.key(): m.error() for m in owner.untaken}
+        codes = {error.code() for error in named.values() if error is not None}
+        if codes == {KafkaError.INVALID_RECORD}:
+            untaken = {(m.key(), m.value()) for m in owner.untaken}
+            bad = next((row for row in rows if (row.key, row.value) in untaken), None)
+        elif codes == {KafkaError.INVALID_TIMESTAMP}:
+            first, last = (_now_ms() + ms for ms in self._times_ms)
+            bad = next((row for row in rows if not first <= row.timestamp_ms <= last), None)
+        else:
+            return
+        if bad is not None:
+            error = named.get(bad.key) or next(iter(named.values()))
+            assert error is not None
+            raise RowRefused(f"{error.str()} (its time is {bad.timestamp_ms} ms)", bad.offset)
 
     def _told(self, delivery: DeliveryId) -> str:
         """Who owns the partition now, for people; "" where nobody can say."""
