@@ -67,7 +67,7 @@ class Fence(StrEnum):
     OLDER_VERSION_LOSES = "each row's version, compared by the sink"
     CREATE_ONLY = "create-only writes: what is there is never replaced"
     FIRST_ANSWER = "the receiver answers a used key, and all below the sender's floor, without doing it again"
-    TRANSACTIONAL_ID = "the delivery topic's transactional id, before every decision"
+    TRANSACTIONAL_ID = "the transactional id: who initialised it last decides, and nobody else"
     NONE = "none"
 
 

@@ -386,6 +386,15 @@ class SinkConnection(Connection, Protocol):
         ...
 
 
+class LogConnection(SinkConnection, Protocol):
+    """A sink that is a log itself: nothing replaces a record, and there is an order to compare."""
+
+    def entries(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+        """Every committed record, (key, value), a delete as (key, None); partition by partition in order. For
+        `semel verify`."""
+        ...
+
+
 class TwoPhaseConnection(Connection, Protocol):
     """A sink that prepares, and commits what the log has decided (contract TwoPhase). The caller owns the delivery's
     transactional id, and has read the decisions since it initialised it."""
@@ -464,11 +473,12 @@ class Sink(Protocol[V_contra, Kind_co]):
     def contract(self) -> Contract: ...
     @property
     def key(self) -> tuple[str, ...] | None:
-        """The fields of the value that identify a row, which a later value replaces; None: rows are appended."""
+        """The fields of the value that identify a row, which a later value replaces; (): the stream's own key does;
+        None: rows are appended."""
         ...
 
     def encode_key(self, value: V_contra) -> bytes | None:
-        """The outbox is partitioned by this: equal sink keys give equal bytes. None when `key` is None: the
+        """The outbox is partitioned by this: equal sink keys give equal bytes. None when `key` names no field: the
         stream's own key partitions."""
         ...
 

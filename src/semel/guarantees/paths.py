@@ -41,7 +41,7 @@ class Report:
     app: str
     circumstances: Circumstances
     paths: tuple[Path, ...]
-    outputs: tuple[str, ...]  # topics of the log that others read
+    outputs: tuple[str, ...]  # topics that others read, of this log and of others
     boundaries: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -56,11 +56,12 @@ def analyse(graph: Graph, circumstances: Circumstances) -> Report:
     paths = [_path(graph, write, read, circumstances) for write in graph.writes() for read in _reads(graph, write)]
     dead_letters = [topic.name for topic in graph.internal.values() if topic.kind is InternalKind.DEAD_LETTER]
     written = dict.fromkeys(write.topic.name for write in graph.writes() if write.topic is not None)
+    elsewhere = dict.fromkeys(topic for write in graph.writes() if (topic := rules.topic_elsewhere(write)))
     return Report(
         app=graph.app,
         circumstances=circumstances,
         paths=tuple(paths),
-        outputs=(*written, *dead_letters),
+        outputs=(*written, *dead_letters, *elsewhere),
         boundaries=rules.BOUNDARIES + _sources(graph) + (rules.ON_KAFKA if circumstances.log is LogKind.KAFKA else ()),
         notes=tuple(_notes(circumstances)),
     )

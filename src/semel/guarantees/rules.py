@@ -237,7 +237,7 @@ def what_the_contract_says(f: Facts) -> Finding | None:
     )
 
 
-BESIDE = "(Postgres, MariaDB, SQLite, DuckDB, Delta, Iceberg)"
+BESIDE = "(Postgres, MariaDB, SQLite, DuckDB, Delta, Iceberg, a topic of another Kafka cluster)"
 
 
 def _held_by(c: Contract) -> str:
@@ -362,6 +362,19 @@ def at_the_sinks_own_crash(f: Facts) -> Finding | None:
     return Finding(None, f"what it acknowledged survives its own crash under: {f.contract.durability}")
 
 
+def where_the_sink_is_a_log(f: Facts) -> Finding | None:
+    """A topic of another cluster: the transaction there ends at its readers, and is one of Kafka's."""
+    topic = topic_elsewhere(f.write)
+    if not topic:
+        return None
+    return Finding(None, f"who reads {topic} must read committed, or sees aborted and open records. {KAFKA_V1}")
+
+
+def topic_elsewhere(write: Write) -> str:
+    """The topic of another log that this write ends in; "" where it ends elsewhere."""
+    return str(getattr(write.sink, "read_by_others", ""))
+
+
 # --- the log -----------------------------------------------------------------------------------------------------
 
 
@@ -404,6 +417,7 @@ RULES = (
     Rule("accepted", what_was_accepted, "DESIGN §5"),
     Rule("outbox", behind_an_outbox, "FAULTS P5, S15"),
     Rule("the sink's own crash", at_the_sinks_own_crash, "FAULTS S13"),
+    Rule("the sink is a log", where_the_sink_is_a_log, "FAULTS B1; guarantees/readers.py"),
     Rule("durability=os", durability_os, "DESIGN §4; FAULTS B25, S12"),
     Rule("dead letters", dead_letters, "FAULTS S11"),
 )

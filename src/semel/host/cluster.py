@@ -191,6 +191,12 @@ class ClusterLog:
     def create(self, topics: Sequence[NewTopic]) -> None:
         self._admin.create(topics)
 
+    def delete(self, topics: Sequence[str]) -> None:
+        self._admin.delete(topics)
+
+    def replicas(self, topic: str) -> int:
+        return self._admin.replicas(topic)
+
     def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         return self._admin.ends(partitions)
 

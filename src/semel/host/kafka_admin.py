@@ -196,6 +196,27 @@ class Admin:
                 return NotDone(f"{at.topic}-{at.partition}: {told}")
         return Done()
 
+    def replicas(self, topic: str) -> int:
+        """How many copies the topic has, of the partition that has the fewest."""
+        found = self.ask(f"replicas of {topic}", lambda s: self._client.list_topics(topic, timeout=s)).topics[topic]
+        return min((len(partition.replicas) for partition in found.partitions.values()), default=0)
+
+    def delete(self, topics: Sequence[str]) -> None:
+        """Returns when they are not there any more."""
+
+        def deleted(timeout_s: float) -> None:
+            for future in self._client.delete_topics(list(topics), request_timeout=timeout_s).values():
+                try:
+                    future.result(timeout_s)
+                except KafkaException as failed:
+                    if error_of(failed).code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+            if left := set(topics) & self._client.list_topics(timeout=timeout_s).topics.keys():
+                raise FutureTimeout(f"{min(left)} is still there")
+
+        if topics:
+            self.ask(f"delete {', '.join(topics)}", deleted)
+
     def broker_setting(self, name: str) -> str | None:
         """A setting as the brokers have it; None where it is not known, or not for us to know."""
         brokers = self.ask("list brokers", lambda s: self._client.list_topics(timeout=s)).brokers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import confluent_kafka
 
 from semel.host.kafka_client import (
     Address,
+    KafkaError,
     KafkaException,
     Lines,
     Stuck,
@@ -30,17 +31,28 @@ from semel.host.kafka_client import (
 from semel.host.kafka_producer import COMMIT_TIMEOUT_S, SLACK_S, TRANSACTION_TIMEOUT_MS, WRITING
 from semel.ports import Done, Fenced, LogLost, NewRecord, NotDone, Outcome, TopicPartition, Unknown
 
+# The record itself is what the broker will not take: trying again mends nothing.
+UNTAKEN = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP})
+UNTAKEN_MAX = 100  # a batch that is refused as a whole need not be kept as a whole
+
 
 class KafkaOwner:
-    """One transactional id. Used by one thread."""
+    """One transactional id. Used by one thread. `more`: settings of its Producers beside ours."""
 
-    def __init__(self, at: Address, transactional_id: str, timeout_ms: int = TRANSACTION_TIMEOUT_MS) -> None:
-        self._at, self._id, self._timeout_ms = at, transactional_id, timeout_ms
+    def __init__(
+        self,
+        at: Address,
+        transactional_id: str,
+        timeout_ms: int = TRANSACTION_TIMEOUT_MS,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._at, self._id, self._timeout_ms, self._more = at, transactional_id, timeout_ms, dict(more or {})
         self._watchdog = Watchdog(at)
         self._lines = Lines()
         self._producer: confluent_kafka.Producer | None = None
         self._open = False  # a transaction
         self._failure: confluent_kafka.KafkaError | None = None  # the first write that was refused
+        self.untaken: list[confluent_kafka.Message] = []  # those of this transaction that the broker will never take
 
     def initialise(self) -> None:
         self._discard()
@@ -66,6 +78,7 @@ class KafkaOwner:
             **base_settings(self._at),
             **WRITING,
             "linger.ms": 0,
+            **self._more,
             "transactional.id": self._id,
             "transaction.timeout.ms": self._timeout_ms,
             "on_delivery": self._undelivered,
@@ -74,15 +87,20 @@ class KafkaOwner:
             "logger": self._lines,
         }
 
-    def _undelivered(self, error: confluent_kafka.KafkaError | None, message: object) -> None:
-        if error is not None and self._failure is None:
+    def _undelivered(self, error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
+        if error is None:
+            return
+        if self._failure is None:
             self._failure = error
+        if error.code() in UNTAKEN and len(self.untaken) < UNTAKEN_MAX:
+            self.untaken.append(message)
 
     def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
         sent = self.send([NewRecord(*at, key, value, now_ms) for key, value in records])
         return self.commit() if isinstance(sent, Done) else sent
 
-    def send(self, records: Sequence[NewRecord]) -> Outcome:
+    def send(self, records: Sequence[NewRecord], *, acknowledged: bool = True) -> Outcome:
+        """As `ports.Ingestor`. Not `acknowledged`: handed to the client only; the next call waits for these, too."""
         producer = self._producer
         if producer is None:
             return NotDone(f"a connection was lost in the transaction before; {self._id} is claimed again")
@@ -90,7 +108,8 @@ class KafkaOwner:
             self._lost_a_connection(producer)
             self._lines.failures.clear()  # no transaction was open: what failed until now cannot be late for one
             self._failure = None
-        outcome = self._written(producer, records)
+            self.untaken = []
+        outcome = self._written(producer, records, acknowledged)
         if not isinstance(outcome, Done):
             self._discard()
         return outcome
@@ -105,7 +124,12 @@ class KafkaOwner:
             self._discard()
         return outcome
 
-    def _written(self, producer: confluent_kafka.Producer, records: Sequence[NewRecord]) -> Outcome:
+    @property
+    def good(self) -> bool:
+        """Whether the id is owned, as far as this side knows. Not so: nothing can be sent before `initialise`."""
+        return self._producer is not None
+
+    def _written(self, producer: confluent_kafka.Producer, records: Sequence[NewRecord], acknowledged: bool) -> Outcome:
         commit_s = min(COMMIT_TIMEOUT_S, self._at.patience_s())
         try:
             if not self._open:
@@ -114,6 +138,8 @@ class KafkaOwner:
             for topic, partition, key, value, timestamp_ms, headers in records:
                 given: Any = list(headers) if headers else None
                 producer.produce(topic, value, key, partition, None, None, timestamp_ms, given)
+            if not acknowledged:
+                return Done()
             unsent = self._watchdog.call(partial(producer.flush, commit_s), commit_s + SLACK_S)
         except (KafkaException, SystemError, BufferError, Stuck) as failed:
             return self._not_done(failed)

@@ -5,6 +5,7 @@ from semel.sinks.duckdb import DuckDB
 from semel.sinks.files import Files
 from semel.sinks.http import HTTP
 from semel.sinks.iceberg import Iceberg
+from semel.sinks.kafka_topic import KafkaTopic
 from semel.sinks.lines import Lines
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.mariadb_two_phase import MariaDBTwoPhase
@@ -25,6 +26,7 @@ __all__ = [
     "DuckDB",
     "Files",
     "Iceberg",
+    "KafkaTopic",
     "Lines",
     "MariaDB",
     "MariaDBTwoPhase",

@@ -449,7 +449,7 @@ def _fits(wanted: Any, got: Any, what: str, but: str, place: Place) -> None:
 def _names_key(to: Sink[Any, Any], value: Any, place: Place) -> None:
     """Refuses a sink whose key= are fields that values of this type do not have; dicts are left to the record."""
     wanted = to.key
-    if wanted is None or not isinstance(value, type):
+    if not wanted or not isinstance(value, type):
         return
     if value in SCALARS:
         raise GraphError(

@@ -87,7 +87,8 @@ def outbox_of(sink: Sink[Any, Any], count: int, offsets: Path) -> OutboxLog:
     log.create(OUTBOX, 1)
     for n in range(count):
         value = Entry(f"k{n % 7}", n)
-        log.append(OUTBOX, 0, sink.encode_key(value), sink.encode_value(value))
+        key = sink.encode_key(value)
+        log.append(OUTBOX, 0, value.id.encode() if key is None else key, sink.encode_value(value))
     return log
 
 

@@ -157,21 +157,47 @@ def reckon_source(
     found = checkers.multiset(
         f"source {topic}", "source rows, appended", expected, Counter(input_record(e.key, e.value) for e in entries)
     )
-    if found.lost or found.repeated or found.wrong or not ordered:
+    return _in_order(found, rows, [(e.key, e.value) for e in entries], "the source's") if ordered else found
+
+
+def reckon_log_sink(
+    name: str, committed: Sequence[Entry], there: Sequence[tuple[bytes | None, bytes | None]]
+) -> Output:
+    """f(committed outbox) = sink (law 7) where the sink is a log: every record with its key, deletes among them, as a
+    multiset; and the records of each key in the order of the outbox. `there`: partition by partition, in order."""
+    wanted = [(entry.key, entry.value) for entry in committed]
+    places: dict[bytes, list[str]] = {}
+    for entry in committed:
+        places.setdefault(input_record(entry.key, entry.value), []).append(entry.where)
+    found = checkers.multiset(
+        f"sink {name}",
+        "sink, records by key and order",
+        Counter(input_record(*one) for one in wanted),
+        Counter(input_record(*one) for one in there),
+        lambda row: f" (committed as {'; '.join(places[row][:2])})" if row in places else "",
+    )
+    return _in_order(found, wanted, there, "the outbox's")
+
+
+Pairs = Sequence[tuple[bytes | None, bytes | None]]
+
+
+def _in_order(found: Output, wanted: Pairs, there: Pairs, whose: str) -> Output:
+    """The same, and the values of each key in one order; told of what is otherwise whole only."""
+    if found.lost or found.repeated or found.wrong:
         return found
-    wanted: dict[bytes, list[bytes | None]] = {}
-    there: dict[bytes, list[bytes | None]] = {}
+    expected, present = _values(wanted), _values(there)
+    astray = sorted(key for key, values in expected.items() if present[key] != values)
+    examples = tuple(f"the values of key {key!r} are not in {whose} order" for key in astray[:3])
+    return replace(found, wrong=len(astray), examples=examples) if astray else found
+
+
+def _values(rows: Pairs) -> dict[bytes, list[bytes | None]]:
+    found: dict[bytes, list[bytes | None]] = {}
     for key, value in rows:
         if key is not None:
-            wanted.setdefault(key, []).append(value)
-    for entry in entries:
-        if entry.key is not None:
-            there.setdefault(entry.key, []).append(entry.value)
-    astray = sorted(key for key, values in wanted.items() if there[key] != values)
-    if not astray:
-        return found
-    examples = tuple(f"the values of key {key!r} are not in the source's order" for key in astray[:3])
-    return replace(found, wrong=len(astray), examples=examples)
+            found.setdefault(key, []).append(value)
+    return found
 
 
 def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Connection) -> Output:
@@ -180,6 +206,8 @@ def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Con
     sink = graph.sinks[name]
     outbox = next(w.outbox for w in graph.writes() if w.sink is not None and w.sink.name == name)
     entries = committed.topic(outbox)
+    if hasattr(connection, "entries"):  # `ports.LogConnection`
+        return reckon_log_sink(name, entries, list(connection.entries()))
     if sink.key is None:
         values = [e.value for e in entries if e.value is not None]
     else:

@@ -1,0 +1,149 @@
+"""A topic of another Kafka cluster as a subject of the contract kit. `make` functions stand at module level: processes
+that are killed import them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import confluent_kafka
+import msgspec
+from confluent_kafka.admin import AdminClient
+
+from semel.ports import SinkConnection
+from semel.sinks import KafkaTopic
+from semel.testing.contracts import Loses, Subject
+from tests.support.proxy import END_TXN, Proxy
+
+HAND_OVER_S = 10.0
+PARTITIONS = 3
+TOO_LARGE = b'{"id": "p", "n": 0, "more": "%b"}' % (b"x" * 1_048_588)
+
+Message = tuple[bytes | None, bytes | None, int, int]  # key, value, ms, partition
+
+
+def by_field(address: str, suffix: str) -> KafkaTopic:
+    return KafkaTopic(
+        f"kafka://{address}", "entries", key="id", partitions=PARTITIONS, hand_over_s=HAND_OVER_S
+    ).renamed(suffix)
+
+
+def by_stream(address: str, suffix: str) -> KafkaTopic:
+    return KafkaTopic(f"kafka://{address}", "entries", partitions=PARTITIONS, hand_over_s=HAND_OVER_S).renamed(suffix)
+
+
+def messages(address: str, topic: str, isolation: str = "read_committed") -> list[Message]:
+    """What a reader finds, by the client library alone; partition by partition, in order."""
+    consumer = confluent_kafka.Consumer(
+        {
+            "bootstrap.servers": address,
+            "group.id": "a-reader",
+            "isolation.level": isolation,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": 10,
+        }
+    )
+    try:
+        known = consumer.list_topics(topic, timeout=10).topics[topic]
+        if known.error is not None:
+            return []
+        left = set(known.partitions)
+        consumer.assign([confluent_kafka.TopicPartition(topic, p, confluent_kafka.OFFSET_BEGINNING) for p in left])
+        found: list[Message] = []
+        while left:
+            message = consumer.poll(10)
+            assert message is not None, f"{topic}: nothing came in 10 s"
+            if (error := message.error()) is None:
+                found.append((message.key(), message.value(), message.timestamp()[1], message.partition()))
+            elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
+                left.discard(message.partition())
+            elif not error.retriable():
+                raise AssertionError(error.str())
+        return found
+    finally:
+        consumer.close()
+
+
+def open_transactions(address: str, ending: str) -> Sequence[str]:
+    """Partitions of topics with this ending whose stable end lies below their end."""
+    consumer = confluent_kafka.Consumer({"bootstrap.servers": address, "group.id": "a-reader"})
+    both = {}
+    for isolation in ("read_committed", "read_uncommitted"):
+        consumer = confluent_kafka.Consumer(
+            {"bootstrap.servers": address, "group.id": "a-reader", "isolation.level": isolation}
+        )
+        for name, topic in consumer.list_topics(timeout=10).topics.items():
+            for p in topic.partitions if ending in name else ():
+                at = confluent_kafka.TopicPartition(name, p)
+                both.setdefault((name, p), []).append(consumer.get_watermark_offsets(at, timeout=10)[1])
+        consumer.close()
+    return [f"{name}-{p} is open from {stable} to {end}" for (name, p), (stable, end) in both.items() if stable < end]
+
+
+def read(address: str, suffix: str) -> Iterable[tuple[str, int]]:
+    """The last value of each key; and every value that is there a second time: none is written twice by the kit."""
+    last: dict[bytes | None, tuple[str, int] | None] = {}
+    seen: set[tuple[str, int]] = set()
+    repeated = []
+    for key, value, _, _ in messages(address, f"entries{suffix}"):
+        shown = None
+        if value is not None:
+            fields = msgspec.json.decode(value)
+            shown = (fields["id"], fields["n"])
+            repeated += [shown] if shown in seen else []
+            seen.add(shown)
+        last[key] = shown
+    return [shown for shown in (*last.values(), *repeated) if shown is not None]
+
+
+def left(address: str, suffix: str) -> Sequence[str]:
+    """Topics that were not dropped."""
+    topics = AdminClient({"bootstrap.servers": address}).list_topics(timeout=10).topics
+    return [name for name in topics if name.endswith(suffix)]
+
+
+class _Loss:
+    """EndTxn is held by a proxy; the connection is cut before it has arrived, or it is released first."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy, self._lost = proxy, 0
+
+    def address(self) -> str:
+        return self._proxy.address
+
+    def lose(self, connection: SinkConnection, *, after_effect: bool) -> None:
+        def arrives() -> None:
+            held = self._proxy.wait_held()
+            self._lost += 1
+            if after_effect:
+                held.release()
+
+        self._proxy.hold_next(END_TXN)
+        self._waiting = threading.Thread(target=arrives, daemon=True)
+        self._waiting.start()
+
+    def lost(self) -> int:
+        self._waiting.join(10)
+        return self._lost
+
+
+@contextlib.contextmanager
+def losing(proxy: Proxy) -> Iterator[Loses]:
+    yield _Loss(proxy)
+
+
+def subject(make: Callable[[str, str], Any], address: str, proxy: Proxy, crash: Callable[[], None] | None) -> Subject:
+    return Subject(
+        make=make,
+        address=address,
+        read=read,
+        orphans=left,
+        loses=lambda: losing(proxy),
+        crash=crash,
+        hand_over_s=HAND_OVER_S,
+        poison=(TOO_LARGE,),
+    )
