@@ -49,7 +49,7 @@ class Place:
 
     environ: Mapping[str, str]
     look: Callable[[], set[str]]
-    wire: Wire | None = None
+    wires: tuple[Wire, ...] = ()
 
 
 System = Callable[[Path], AbstractContextManager[Place]]
@@ -87,7 +87,7 @@ class Result:
     refused_by_the_sink: int = 0  # hits of fenced.sink and stale.sink, over all processes
     lost_requests: int = 0
     lost_answers: int = 0
-    rows: int = 0
+    rows: dict[str, int] = field(default_factory=dict)  # by output, in the end
     lost: int = 0
     repeated: int = 0
     wrong: int = 0
@@ -117,14 +117,11 @@ def run(
         place = stack.enter_context(campaign.system(folder))
         environ = {**os.environ, "EVERY_SINKS": " ".join(campaign.sinks), **place.environ}
         environ |= inventories.environment(folder, mark)
-        loser = None
-        if lossy and place.wire is not None:
-            loser = stack.enter_context(Loser(place.wire))
-            environ[place.wire.variable] = place.wire.at(loser.proxy.port)
+        losers = [stack.enter_context(Loser(wire)) for wire in (place.wires if lossy else ())]
+        environ |= {one.wire.variable: one.wire.at(one.proxy.port) for one in losers}
         before = place.look()
-        _verify(campaign, environ, folder, result, loser)
-        if loser is not None:
-            result.lost_requests, result.lost_answers = loser.requests, loser.answers
+        _verify(campaign, environ, folder, result, losers)
+        result.lost_requests, result.lost_answers = sum(o.requests for o in losers), sum(o.answers for o in losers)
         result.left = inventories.left(before, place.look)
         result.left += inventories.left(set(), lambda: inventories.processes(mark))
         result.left += sorted(inventories.files(folder / "tmp"))
@@ -132,7 +129,9 @@ def run(
     return result
 
 
-def _verify(campaign: Campaign, environ: Mapping[str, str], folder: Path, result: Result, loser: Loser | None) -> None:
+def _verify(
+    campaign: Campaign, environ: Mapping[str, str], folder: Path, result: Result, losers: Sequence[Loser]
+) -> None:
     command = [sys.executable, "-m", "semel.cli.main", "verify", f"tests/servers/apps/{campaign.app}.py"]
     command += ["--on", result.on, f"--crashes={result.crashes}", f"--seed={result.seed}", "--json"]
     limit_s = 300 + 20 * result.crashes
@@ -147,8 +146,10 @@ def _verify(campaign: Campaign, environ: Mapping[str, str], folder: Path, result
         assert process.stderr is not None
         for line in process.stderr:
             said.append(line)
-            if loser is not None and FINISHING in line:
-                loser.rest()
+            for one in losers:
+                one.begin()  # it has made its tables
+                if FINISHING in line:
+                    one.rest()
         code = process.wait()
     finally:
         ended.cancel()
@@ -171,8 +172,8 @@ def _verify(campaign: Campaign, environ: Mapping[str, str], folder: Path, result
     result.refused_by_the_sink = sum(steps.get(s.value, 0) for s in (Step.SINK_FENCED, Step.SINK_STALE))
     for what in ("lost", "repeated", "wrong"):
         setattr(result, what, sum(output[what] for output in report["outputs"].values()))
-    result.rows = sum(report["outputs"].get(name, {}).get("present", 0) for name in campaign.wanted)
-    empty = [name for name in campaign.wanted if not report["outputs"].get(name, {}).get("present")]
+    result.rows = {name: report["outputs"].get(name, {}).get("present", 0) for name in campaign.wanted}
+    empty = [name for name, count in result.rows.items() if not count]
     if empty:
         result.verdict = "unknown"
         result.doubts = [*result.doubts, f"nothing arrived: {', '.join(empty)}"]
@@ -182,12 +183,13 @@ class Loser:
     """Between the workers and their sink: now a request that commits does not arrive, now its answer is lost."""
 
     def __init__(self, wire: Wire) -> None:
-        self.proxy = TcpProxy(wire.port)
+        self.wire, self.proxy = wire, TcpProxy(wire.port)
         self.requests = self.answers = 0
-        self._needle, self._resting = wire.needle, threading.Event()
+        self._needle, self._begun, self._resting = wire.needle, threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._lose, name="loses-answers", daemon=True)
 
     def _lose(self) -> None:
+        self._begun.wait()
         while not self._resting.wait(LOSE_EVERY_S):
             seen, answer = self.proxy.cuts, self.answers <= self.requests
             (self.proxy.lose_answer if answer else self.proxy.lose_request)(self._needle)
@@ -197,9 +199,13 @@ class Loser:
                 self.answers += answer
                 self.requests += not answer
 
+    def begin(self) -> None:
+        self._begun.set()
+
     def rest(self) -> None:
         """From now on nothing is lost any more: verify reads back what there is."""
         self._resting.set()
+        self._begun.set()
         if self._thread.is_alive():
             self._thread.join()
         self.proxy.calm()
@@ -224,7 +230,7 @@ def postgres(folder: Path, needle: bytes = b"COMMIT", **settings: str) -> Iterat
     with PostgresServer(folder / "postgres", settings=settings) as server:
         dsn = server.dsn
         wire = Wire("EVERY_POSTGRES", server.port, needle, lambda port: at_port(dsn, port))
-        yield Place({"EVERY_POSTGRES": dsn}, lambda: inventories.postgres(dsn), wire)
+        yield Place({"EVERY_POSTGRES": dsn}, lambda: inventories.postgres(dsn), (wire,))
         server.kill()
 
 
@@ -241,7 +247,7 @@ def mariadb(folder: Path, needle: bytes = b"COMMIT") -> Iterator[Place]:
     with MariaDBServer(folder / "mariadb") as server:
         url = server.url
         wire = Wire("EVERY_MARIADB", server.port, needle, lambda port: url.replace(f":{server.port}/", f":{port}/"))
-        yield Place({"EVERY_MARIADB": url}, lambda: inventories.mariadb(url), wire)
+        yield Place({"EVERY_MARIADB": url}, lambda: inventories.mariadb(url), (wire,))
 
 
 @contextlib.contextmanager
@@ -288,7 +294,7 @@ def s3(folder: Path, needle: bytes = b"PUT /semel-test/every") -> Iterator[Place
         endpoint = server.endpoint
         keys = {"AWS_ACCESS_KEY_ID": S3_KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET}
         wire = Wire("EVERY_S3", server.port, needle, lambda port: f"http://127.0.0.1:{port}")
-        yield Place({"EVERY_S3": endpoint, **keys}, lambda: inventories.s3(endpoint), wire)
+        yield Place({"EVERY_S3": endpoint, **keys}, lambda: inventories.s3(endpoint), (wire,))
 
 
 @contextlib.contextmanager
@@ -317,7 +323,7 @@ def receiver(folder: Path) -> Iterator[Place]:
     with Served("ours", str(folder / "hook.db"), folder, "tests.sinks.hook") as served:
         wire = Wire("EVERY_HTTP", served.port, b'{"id":', lambda port: f"http://127.0.0.1:{port}")
         yield Place(
-            {"EVERY_HTTP": f"http://127.0.0.1:{served.port}"}, lambda: inventories.receiver(folder / "hook.db"), wire
+            {"EVERY_HTTP": f"http://127.0.0.1:{served.port}"}, lambda: inventories.receiver(folder / "hook.db"), (wire,)
         )
 
 
@@ -329,7 +335,7 @@ def _redis_like(folder: Path, program: Path, variable: str) -> Iterator[Place]:
     with RedisProcess(program, folder / variable.lower()) as server:
         needle = hashlib.sha1(ROWS.encode()).hexdigest().encode()
         wire = Wire(variable, server.port, needle, lambda port: f"redis://127.0.0.1:{port}/0")
-        yield Place({variable: server.url}, lambda: inventories.redis(server.url), wire)
+        yield Place({variable: server.url}, lambda: inventories.redis(server.url), (wire,))
 
 
 @contextlib.contextmanager
@@ -356,7 +362,7 @@ def opensearch(folder: Path) -> Iterator[Place]:
         wire = Wire(
             "EVERY_OPENSEARCH", node.port, b'"version_type":"external"', lambda port: f"http://127.0.0.1:{port}"
         )
-        yield Place({"EVERY_OPENSEARCH": node.url}, lambda: inventories.opensearch(node.url), wire)
+        yield Place({"EVERY_OPENSEARCH": node.url}, lambda: inventories.opensearch(node.url), (wire,))
 
 
 @contextlib.contextmanager
@@ -369,7 +375,7 @@ def mongodb(folder: Path) -> Iterator[Place]:
             return f"mongodb://127.0.0.1:{port}/test?directConnection=true"
 
         wire = Wire("EVERY_MONGODB", server.port, b"semel_incarnation", at)
-        yield Place({"EVERY_MONGODB": server.url}, lambda: inventories.mongodb(server.url), wire)
+        yield Place({"EVERY_MONGODB": server.url}, lambda: inventories.mongodb(server.url), (wire,))
 
 
 SOURCE_TABLES = (
@@ -389,7 +395,7 @@ def sources(folder: Path) -> Iterator[Place]:
     with PostgresServer(folder / "postgres", settings={"wal_level": "logical"}) as server:
         with psycopg.connect(server.dsn) as connection:
             for statement in SOURCE_TABLES:
-                connection.execute(statement)  # type: ignore[call-overload]
+                connection.execute(statement)
 
         def look() -> set[str]:
             return inventories.postgres(server.dsn) | inventories.files(at)
@@ -400,11 +406,12 @@ def sources(folder: Path) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def together(folder: Path, systems: Sequence[System]) -> Iterator[Place]:
-    """Several at once, for a run that costs less. Nothing is lost on a wire then."""
+    """Several at once, for a run that costs less."""
     with contextlib.ExitStack() as stack:
         places = [stack.enter_context(system(folder)) for system in systems]
         environ = {name: value for place in places for name, value in place.environ.items()}
-        yield Place(environ, lambda: {one for place in places for one in place.look()})
+        wires = tuple(wire for place in places for wire in place.wires)
+        yield Place(environ, lambda: {one for place in places for one in place.look()}, wires)
 
 
 def all_of(campaigns: Sequence[Campaign]) -> Campaign:

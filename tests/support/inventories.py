@@ -46,11 +46,7 @@ POSTGRES = {
 
 def postgres(dsn: str) -> set[str]:
     with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
-        return {
-            f"{kind} {row[0]}"
-            for kind, query in POSTGRES.items()
-            for row in connection.execute(query)  # type: ignore[call-overload]
-        }
+        return {f"{kind} {row[0]}" for kind, query in POSTGRES.items() for row in connection.execute(query)}
 
 
 MARIADB = {
