@@ -52,6 +52,7 @@ WORKERS = 2
 SESSION_MS_BROKER = 1_500
 SESSION_MS_KAFKA = 6_000
 RECORDS_PER_CRASH = 120
+PREPARE_AGAIN_S = (0.2, 0.5, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             url, session_ms = asked.on, SESSION_MS_KAFKA
         world = World(url, prefix, graph)
         world.log.connect()
-        sinks = _reachable(graph, prefix)
+        sinks = sink_connections(graph, prefix)
+        _prepare(graph, sinks)
         given = workload(world.sources, _sample(app), _files(asked.inputs), dice)
         world.prepare(given, slices=asked.crashes * 2 + 4)
         plan = schedule(
@@ -234,7 +236,8 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     files = _new_files(graph)
     storm: EmbeddedStorm | None = None
     try:
-        sinks = _reachable(graph, prefix)
+        sinks = sink_connections(graph, prefix)
+        _prepare(graph, sinks)
         topics = {n.topic.name: n.topic for n in graph.nodes if isinstance(n, g.Read)}
         given = workload(topics, _sample(app), _files(asked.inputs), dice)
         plan = schedule(
@@ -299,14 +302,17 @@ def _commit_step(mode: Mode) -> Step:
     return Step.COMMIT_AFTER if mode is Mode.EXACTLY_ONCE else Step.OFFSETS_AFTER
 
 
-def _reachable(graph: g.Graph, prefix: str) -> dict[str, Any]:
-    """The run's own tables, created; ProofError when a sink is away."""
-    sinks = sink_connections(graph, prefix)
+def _prepare(graph: g.Graph, sinks: Mapping[str, Any]) -> None:
+    """The run's own tables, created; ProofError when a sink is away. Whoever opened the connections drops what was made
+    and closes them: a sink that went away in the middle of this has made some of it."""
     for name, (_, connection) in sinks.items():
         write = next(w for w in graph.writes() if w.sink is not None and w.sink.name == name)
-        if isinstance(away := connection.prepare(write.value), NotDone):
+        for pause_s in PREPARE_AGAIN_S:
+            if not isinstance(away := connection.prepare(write.value), NotDone):
+                break
+            time.sleep(pause_s)  # one lost connection is no sink that is away
+        else:
             raise ProofError(f"sink {name}: {away.reason}. Start it, or name another in the app, then again.")
-    return sinks
 
 
 def _doubts(graph: g.Graph, asked: Asked, storm: Storm | EmbeddedStorm, hits: Mapping[Step, int]) -> list[str]:

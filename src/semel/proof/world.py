@@ -38,7 +38,10 @@ from semel.verify.oracle import Committed, Row, input_record, origin_of
 from semel.verify.workload import Given
 
 PARTITIONS = 4
-SETTLE_S = 90.0
+SETTLE_S = 90.0  # without any progress
+SETTLE_MAX_S = 900.0
+BEHIND_MAX = 5_000  # records that a slow sink has before it: no more input until it has got on
+LOOK_BEHIND_S = 1.0
 ASK_EVERY_S = 0.3
 RECORDS_PER_S = 250
 READ_MAX = 10_000
@@ -63,6 +66,8 @@ class World:
         self.history: dict[str, list[int]] = {}
         self._writers: dict[str, Callable[..., None]] = {}
         self._fed_at = 0.0
+        self._stood: dict[str, int] = {}  # by group: its positions, summed, when last asked
+        self._behind = 0  # records and markers in front of the deliveries
         self._askers: dict[tuple[str, bool], Consumer] = {}  # by group and whether they wait for open transactions
         self._asking = threading.Lock()
         self._watching: threading.Thread | None = None
@@ -107,8 +112,12 @@ class World:
             self.given.setdefault(name, Counter())[input_record(one.key, one.value)] += 1
 
     def trickle(self) -> None:
-        """Lets through what is due at RECORDS_PER_S: input moves all the time, whoever is down."""
+        """Lets through what is due at RECORDS_PER_S: input moves all the time, whoever is down. Unless a sink has more
+        in front of it than it can take before the end."""
         now = time.monotonic()
+        if self._behind > BEHIND_MAX:
+            self._fed_at = now
+            return
         due = int((now - self._fed_at) * RECORDS_PER_S) if self._fed_at else 1
         if due > 0:
             self.feed(min(due, RECORDS_PER_S))
@@ -138,7 +147,12 @@ class World:
         """From now on, in a thread, notes the committed positions: they must never go back (B14)."""
 
         def look() -> None:
+            looked = 0.0
             while not self._ended.wait(ASK_EVERY_S):
+                if time.monotonic() - looked > LOOK_BEHIND_S:
+                    with contextlib.suppress(KafkaException):  # the broker is down for a moment
+                        self._behind = self._look_behind()
+                    looked = time.monotonic()
                 with contextlib.suppress(LogLost):
                     for at, offset in self.positions().items():
                         if offset > 0:
@@ -154,6 +168,21 @@ class World:
         except (KafkaException, FutureTimeout, LogLost):
             return {}  # the broker is down for a moment
 
+    def _look_behind(self) -> int:
+        """By the group offsets of the deliveries, which are at most a second late."""
+        behind = 0
+        for write in self.graph.writes():
+            if write.sink is None:
+                continue
+            group, name = f"{self.prefix}{self.graph.app}.{write.sink.name}", self.prefix + write.outbox
+            asker = self._asker(group, stable=False)
+            known = asker.list_topics(name, ANSWER_S).topics[name].partitions
+            positions = self._committed(group, [TopicPartition(name, p) for p in known], stable=False)
+            for p in known:
+                low, high = asker.get_watermark_offsets(At(name, p), ANSWER_S)
+                behind += max(0, high - max(low, positions.get(TopicPartition(name, p), 0)))
+        return behind
+
     def _committed(
         self, group: str, partitions: Sequence[TopicPartition], *, stable: bool
     ) -> dict[TopicPartition, int]:
@@ -161,6 +190,12 @@ class World:
         are killed, librdkafka 2.16.1 ends the process (an assertion of its own, or SIGSEGV)."""
         if not partitions:
             return {}
+        answers = self._asker(group, stable=stable).committed(
+            [At(at.topic, at.partition) for at in partitions], ANSWER_S
+        )
+        return {TopicPartition(a.topic, a.partition): max(a.offset, 0) for a in answers if a.error is None}
+
+    def _asker(self, group: str, *, stable: bool) -> Consumer:
         with self._asking:
             asker = self._askers.get((group, stable))
             if asker is None:
@@ -174,8 +209,7 @@ class World:
                         "log_level": 0,
                     }
                 )
-        answers = asker.committed([At(at.topic, at.partition) for at in partitions], ANSWER_S)
-        return {TopicPartition(a.topic, a.partition): max(a.offset, 0) for a in answers if a.error is None}
+            return asker
 
     def passed(self, before: Mapping[TopicPartition, int]) -> tuple[bool, bool]:
         """Whether of one topic, or of all, every partition with input behind `before` was committed further since:
@@ -192,11 +226,15 @@ class World:
         return any(went), bool(went) and all(went)
 
     def settled(self, give_up_s: float = SETTLE_S, alive: Callable[[], None] = lambda: None) -> bool:
-        """Waits until everything fed is processed and delivered; False when it is not within the time."""
+        """Waits until everything fed is processed and delivered; False when nothing got on for that long, or it takes
+        much too long. (A slow sink that gets on is slow.)"""
         self.log.flush()
-        deadline = time.monotonic() + give_up_s
-        while time.monotonic() < deadline:
+        began = moved_at = time.monotonic()
+        stood = dict(self._stood)
+        while time.monotonic() < min(moved_at + give_up_s, began + SETTLE_MAX_S):
             alive()
+            if self._stood != stood:
+                stood, moved_at = dict(self._stood), time.monotonic()
             if not self._ingested():
                 time.sleep(0.3)
                 continue
@@ -228,6 +266,7 @@ class World:
         ends, positions = self.log.ends(partitions), self._committed(group, partitions, stable=True)
         if positions.keys() != set(partitions):
             return False
+        self._stood[group] = sum(positions.values())
         return not any(self._reader.read({at: (positions[at], ends[at]) for at in partitions}).values())
 
     def outboxes(self) -> int:

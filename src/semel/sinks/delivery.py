@@ -37,6 +37,7 @@ from semel.ports import (
 from semel.sinks import cuts, group_position, keep, origin, positions
 from semel.sinks.cuts import Progress, Rule, Undecided
 from semel.sinks.sink import Diverged, RowRefused, SinkError
+from semel.sinks.pace import Pace, parted
 from semel.sinks.truncation import Truncation
 
 BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
@@ -65,6 +66,7 @@ class _Lane:
     waiting_records: int = 0
     waiting_bytes: int = 0
     since_ms: int = 0  # when the first of them came
+    held: bool = False  # what waits is enough: no more is read
 
 
 @dataclass(slots=True)
@@ -102,6 +104,8 @@ class Delivery:
         self._remembers = sink.contract.position is PositionIn.SINK
         # A sink to which each batch is a file says when one is due; to others it is what a poll has brought.
         self._rule: Rule | None = getattr(sink, "rule", None)
+        by_group = sink.contract.position is PositionIn.GROUP_OFFSETS
+        self._pace = Pace() if by_group and self._rule is None else None
         self._idle_ms = IDLE_MS if self._rule is None else max(IDLE_MS, self._rule.ms)
         self._steps = steps or NoSteps()
         self._say = say
@@ -168,6 +172,9 @@ class Delivery:
 
     def step(self, now_ms: int, wait_s: float = 0.1) -> int:
         """Reads what is there, at most `wait_s` later, and writes it. Returns how many records the sink took."""
+        if self._pace is not None and any(lane.waiting for lane in self._lanes.values()):
+            self._pace.took(now_ms - self._now_ms)
+            wait_s = 0.0
         self._now_ms = now_ms
         waiting = [lane.due_ms for lane in self._lanes.values() if lane.claim is None]
         if waiting:
@@ -226,6 +233,7 @@ class Delivery:
                 claim = self._group_claim(lane.at, delivery, here)
             except Undecided as why:
                 return self._later(lane, str(why))
+            self._steps.reached(Step.CLAIM_AFTER)
         lane.claim, lane.mark = claim, claim.run
         lane.position = lane.next = claim.position
         lane.written_ms = self._now_ms
@@ -292,6 +300,9 @@ class Delivery:
 
     def _due(self, lane: _Lane, found: Sequence[Records]) -> Sequence[Records] | None:
         """What is to be written now; None while the sink's rule waits for more."""
+        if self._pace is not None:
+            lane.waiting, due = self._paced(lane, found)
+            return due
         if self._rule is None:
             return found
         if not lane.waiting_records:
@@ -308,8 +319,19 @@ class Delivery:
         self._forget(lane)
         return due
 
+    def _paced(self, lane: _Lane, found: Sequence[Records]) -> tuple[list[Records], list[Records]]:
+        """What waits on, and what is written now. While something waits nothing more of the partition is read."""
+        assert self._pace is not None
+        due, rest = parted([*lane.waiting, *found], self._pace.records)
+        if rest and not lane.held:
+            self._log.pause([lane.at])
+        elif lane.held and not rest:
+            self._log.resume([lane.at])
+        lane.held = bool(rest)
+        return rest, due
+
     def _forget(self, lane: _Lane) -> None:
-        lane.waiting, lane.waiting_records, lane.waiting_bytes = [], 0, 0
+        lane.waiting, lane.waiting_records, lane.waiting_bytes, lane.held = [], 0, 0, False
 
     def _deliver(self, lane: _Lane, found: Sequence[Records] | None) -> int:
         claim = lane.claim
@@ -358,7 +380,7 @@ class Delivery:
         moments = keep.text(lane.moments or ())
         place = {lane.at: group_position.written(lane.next, lane.mark, claim.incarnation, moments)}
         if self._at_most_once and not self._remembers:
-            moved = self._log.commit_offsets(place)
+            moved = self._moved(place)
             if not isinstance(moved, Done):
                 return moved
         try:
@@ -376,10 +398,16 @@ class Delivery:
                 "delivery goes on at that record."
             ) from None
         if isinstance(outcome, Done) and not self._remembers and not self._at_most_once:
-            moved = self._log.commit_offsets(place)
-            if not isinstance(moved, Done):
-                return moved
+            return self._moved(place)
         return outcome
+
+    def _moved(self, place: Mapping[TopicPartition, Position]) -> Outcome:
+        """The position of a sink that can hold none."""
+        self._steps.reached(Step.POSITION_BEFORE)
+        moved = self._log.commit_offsets(place)
+        if isinstance(moved, Done):
+            self._steps.reached(Step.POSITION_AFTER)
+        return moved
 
     def _run_id(self, epoch: int) -> str:
         if epoch not in self._runs and self._runs:  # the broker has started again since

@@ -38,6 +38,10 @@ class TcpProxy:
         self._needle, self._forward = needle, True
         self._frozen = True
 
+    def calm(self) -> None:
+        """Whatever was to be lost next goes through."""
+        self._needle = b""
+
     def cut(self) -> None:
         """Closes every connection; new ones are accepted."""
         with self._lock:
