@@ -37,15 +37,14 @@ def _columns(text: str, integer: str, key: bool) -> str:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[dict[str, Made]]:
+def postgres_like(folder: Path, names: Sequence[str], sink_of: Callable[..., Any]) -> Iterator[dict[str, Made]]:
+    """By the names of the tables; `sink_of(table, dsn, key)`. Of a table that ends in "kept" the writes are upserts."""
     import psycopg
 
     from semel.host.postgres import PostgresServer
-    from semel.sinks import Postgres, PostgresVersioned
 
     with PostgresServer(folder / "postgres") as server:
         connection = psycopg.connect(server.dsn)
-        names = ", ".join(FIELDS)
 
         def peer(name: str, key: bool) -> Callable[[], Peer]:
             def made() -> Peer:
@@ -73,27 +72,38 @@ def postgres(folder: Path) -> Iterator[dict[str, Made]]:
 
             return made
 
-        def shown(name: str, table: str) -> Callable[[bool], list[Any]]:
+        def shown(name: str, of: str) -> Callable[[bool], list[Any]]:
             def read(ours: bool) -> list[Any]:
-                found = connection.execute(f"SELECT {names} FROM {table if ours else name + '_peer'}").fetchall()
+                query = f"SELECT {', '.join(FIELDS)} FROM {of if ours else name + '_peer'}"
+                found = connection.execute(query).fetchall()
                 connection.commit()
                 return sorted(found)
 
             return read
 
-        yield {
-            "Postgres, append (COPY)": (
-                Postgres(server.dsn, "added"), peer("added", False), shown("added", "added"), BATCH
-            ),
-            "Postgres, upsert (COPY, merge)": (
-                Postgres(server.dsn, "kept", key="order_id"), peer("kept", True), shown("kept", "kept"), BATCH
-            ),
-            "PostgresVersioned, upsert": (
-                PostgresVersioned(server.dsn, "versions", key="order_id"), peer("versions", True),
-                shown("versions", "versions_live"), BATCH,
-            ),
-        }  # fmt: skip
+        made = {}
+        for name in names:
+            key = "order_id" if name.endswith("kept") else None
+            sink = sink_of(name, server.dsn, key)
+            read = shown(name, name + "_live" if hasattr(sink, "live") else name)
+            made[name] = Made(sink, peer(name, key is not None), read, CUT if hasattr(sink, "rule") else BATCH)
+        yield made
         connection.close()
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[dict[str, Made]]:
+    from semel.sinks import Postgres, PostgresVersioned
+
+    def sink_of(name: str, dsn: str, key: str | None) -> Any:
+        return PostgresVersioned(dsn, name, key=key) if "version" in name else Postgres(dsn, name, key=key)
+
+    with postgres_like(folder, ("added", "kept", "version_kept"), sink_of) as made:
+        yield {
+            "Postgres, append (COPY)": made["added"],
+            "Postgres, upsert (COPY, merge)": made["kept"],
+            "PostgresVersioned, upsert": made["version_kept"],
+        }
 
 
 @contextlib.contextmanager
@@ -133,8 +143,8 @@ def sqlite(folder: Path) -> Iterator[dict[str, Made]]:
         return read
 
     yield {
-        "SQLite, append": (SQLite(folder / "ours.db", "added"), peer("added", False), shown("added"), BATCH),
-        "SQLite, upsert": (
+        "SQLite, append": Made(SQLite(folder / "ours.db", "added"), peer("added", False), shown("added"), BATCH),
+        "SQLite, upsert": Made(
             SQLite(folder / "ours.db", "kept", key="order_id"),
             peer("kept", True),
             shown("kept"),
@@ -144,13 +154,14 @@ def sqlite(folder: Path) -> Iterator[dict[str, Made]]:
 
 
 @contextlib.contextmanager
-def mariadb(folder: Path) -> Iterator[dict[str, Made]]:
+def mariadb(folder: Path, kind: Callable[..., Any] | None = None) -> Iterator[dict[str, Made]]:
     import pymysql
     from tests.support.mariadb import MariaDBServer
 
     from semel.sinks import MariaDB
     from semel.sinks.mariadb import address_of
 
+    sink = kind or MariaDB
     with MariaDBServer(folder / "mariadb") as server:
         url, at = server.url, address_of(server.url)
         connection = pymysql.connect(
@@ -184,8 +195,8 @@ def mariadb(folder: Path) -> Iterator[dict[str, Made]]:
             return read
 
         yield {
-            "MariaDB, append": (MariaDB(url, "added"), peer("added", False), shown("added"), BATCH),
-            "MariaDB, upsert": (MariaDB(url, "kept", key="order_id"), peer("kept", True), shown("kept"), BATCH),
+            "MariaDB, append": Made(sink(url, "added"), peer("added", False), shown("added")),
+            "MariaDB, upsert": Made(sink(url, "kept", key="order_id"), peer("kept", True), shown("kept")),
         }
         connection.close()
 
@@ -254,11 +265,11 @@ def objects(folder: Path) -> Iterator[dict[str, Made]]:
             return read
 
         yield {
-            "Objects, JSON lines (S3)": (
+            "Objects, JSON lines (S3)": Made(
                 Objects(f"s3://{S3_BUCKET}/ours-l", options=options), lines("peer-l"),
                 shown("ours-l", "peer-l", "jsonl"), CUT,
             ),
-            "Objects, Parquet (S3)": (
+            "Objects, Parquet (S3)": Made(
                 Objects(f"s3://{S3_BUCKET}/ours-p", format="parquet", value=Order, options=options), parquet("peer-p"),
                 shown("ours-p", "peer-p", "parquet"), CUT,
             ),
