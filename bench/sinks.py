@@ -1,100 +1,31 @@
 """Rows per second of each sink beside the fastest writer of the same client that leaves the same rows.
 
-    BENCH=sinks make bench          SINKS="postgres sqlite …" chooses, ROWS sets the rows of a turn
+    BENCH=sinks make bench     BENCH_SINKS="postgres redis …" chooses; ROWS and ROUNDS set the size
 
-Both sides are given the same encoded values, in the batches in which a delivery hands them over, and end each batch
+Both sides are given the same committed records, in the batches in which a delivery hands them over, and end each batch
 with a commit (or a PUT) of their own. The peer has no position, no owner, no guard and no validation: what it lacks is
 what the ratio measures. What both leave is read back and compared after the last turn.
 
 append: COPY, multi-row INSERT, `executemany`, PUT. upsert: COPY into a temporary table and a merge; elsewhere the plain
 upsert. Each batch of an upsert is first reduced to the last value per key on both sides: Postgres refuses it otherwise.
+
+`SYSTEMS` is the table of entries: a function of a folder that starts the system and yields, by the name of the line,
+what `sinks_common.Made` tells. What is not here lies in a module per family (MODULE:FUNCTION).
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
-import random
 import sqlite3
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from bench.table import ratios, spread, table
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
-from semel.ports import Done, NoSteps
-
-ROWS = int(os.environ.get("ROWS", "100000"))
-BATCH = 5_000
-KEYS = 20_000
-SEED = 1
-RUN = "0 1 - 00000000"
-
-
-class Order(msgspec.Struct, frozen=True):
-    """What a row is: a key, three texts, two numbers; about 140 bytes as JSON."""
-
-    order_id: str
-    customer: str
-    product: str
-    amount: int
-    price: int
-    note: str
-
-
-FIELDS = Order.__struct_fields__
-Decoded = list[tuple[Any, ...]]
-Peer = Callable[[list[bytes]], None]  # one batch, committed
-Made = tuple[Any, Callable[[], Peer], Callable[[bool], list[Any]], int]  # sink, its peer, the rows of (ours), batch
-
-
-def values(count: int) -> list[bytes]:
-    dice, encode = random.Random(SEED), msgspec.json.Encoder().encode
-    return [
-        encode(
-            Order(
-                f"o-{dice.randrange(KEYS):07}", f"customer {dice.randrange(1000)}", dice.choice("abcdefgh") * 8, n,
-                dice.randrange(100_000), "a note of some length, as they are",
-            )
-        )
-        for n in range(count)
-    ]  # fmt: skip
-
-
-_decode = msgspec.json.Decoder(Order).decode
-
-
-def decoded(batch: Sequence[bytes]) -> Decoded:
-    return [(o.order_id, o.customer, o.product, o.amount, o.price, o.note) for o in map(_decode, batch)]
-
-
-def last_per_key(rows: Decoded) -> Decoded:
-    return list({row[0]: row for row in rows}.values())
-
-
-class Ours:
-    """A sink's connection, driven as a delivery drives it."""
-
-    def __init__(self, sink: Any) -> None:
-        self.sink = sink
-        self.connection = sink.open(NoSteps())
-        assert self.connection.prepare(Order) == Done(), "the sink is not ready"
-        claim = self.connection.claim(DeliveryId("bench", sink.name, 0), LogIdentity("bench-topic", 1))
-        assert isinstance(claim, Claim), claim
-        self.claim, self.at = claim, claim.position
-
-    def write(self, batch: list[tuple[bytes | None, bytes]]) -> None:
-        start, end = self.at, self.at + len(batch)
-        rows = [Row(start + n, 1_000, key, value) for n, (key, value) in enumerate(batch)]
-        outcome = self.connection.write(self.claim, start, end, RUN, rows)
-        assert outcome == Done(), outcome
-        self.at = end
-
+from bench.sinks_common import BATCH, COLUMNS, CUT, FIELDS, Made, Order, Peer, cells, decoded, last_per_key, measure
+from bench.table import table
 
 # --- the systems ------------------------------------------------------------------------------------------------------
 
@@ -106,15 +37,14 @@ def _columns(text: str, integer: str, key: bool) -> str:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[dict[str, Made]]:
+def postgres_like(folder: Path, names: Sequence[str], sink_of: Callable[..., Any]) -> Iterator[dict[str, Made]]:
+    """By the names of the tables; `sink_of(table, dsn, key)`. Of a table that ends in "kept" the writes are upserts."""
     import psycopg
 
     from semel.host.postgres import PostgresServer
-    from semel.sinks import Postgres, PostgresVersioned
 
     with PostgresServer(folder / "postgres") as server:
         connection = psycopg.connect(server.dsn)
-        names = ", ".join(FIELDS)
 
         def peer(name: str, key: bool) -> Callable[[], Peer]:
             def made() -> Peer:
@@ -142,27 +72,38 @@ def postgres(folder: Path) -> Iterator[dict[str, Made]]:
 
             return made
 
-        def shown(name: str, table: str) -> Callable[[bool], list[Any]]:
+        def shown(name: str, of: str) -> Callable[[bool], list[Any]]:
             def read(ours: bool) -> list[Any]:
-                found = connection.execute(f"SELECT {names} FROM {table if ours else name + '_peer'}").fetchall()
+                query = f"SELECT {', '.join(FIELDS)} FROM {of if ours else name + '_peer'}"
+                found = connection.execute(query).fetchall()
                 connection.commit()
                 return sorted(found)
 
             return read
 
-        yield {
-            "Postgres, append (COPY)": (
-                Postgres(server.dsn, "added"), peer("added", False), shown("added", "added"), BATCH
-            ),
-            "Postgres, upsert (COPY, merge)": (
-                Postgres(server.dsn, "kept", key="order_id"), peer("kept", True), shown("kept", "kept"), BATCH
-            ),
-            "PostgresVersioned, upsert": (
-                PostgresVersioned(server.dsn, "versions", key="order_id"), peer("versions", True),
-                shown("versions", "versions_live"), BATCH,
-            ),
-        }  # fmt: skip
+        made = {}
+        for name in names:
+            key = "order_id" if name.endswith("kept") else None
+            sink = sink_of(name, server.dsn, key)
+            read = shown(name, name + "_live" if hasattr(sink, "live") else name)
+            made[name] = Made(sink, peer(name, key is not None), read, CUT if hasattr(sink, "rule") else BATCH)
+        yield made
         connection.close()
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[dict[str, Made]]:
+    from semel.sinks import Postgres, PostgresVersioned
+
+    def sink_of(name: str, dsn: str, key: str | None) -> Any:
+        return PostgresVersioned(dsn, name, key=key) if "version" in name else Postgres(dsn, name, key=key)
+
+    with postgres_like(folder, ("added", "kept", "version_kept"), sink_of) as made:
+        yield {
+            "Postgres, append (COPY)": made["added"],
+            "Postgres, upsert (COPY, merge)": made["kept"],
+            "PostgresVersioned, upsert": made["version_kept"],
+        }
 
 
 @contextlib.contextmanager
@@ -202,8 +143,8 @@ def sqlite(folder: Path) -> Iterator[dict[str, Made]]:
         return read
 
     yield {
-        "SQLite, append": (SQLite(folder / "ours.db", "added"), peer("added", False), shown("added"), BATCH),
-        "SQLite, upsert": (
+        "SQLite, append": Made(SQLite(folder / "ours.db", "added"), peer("added", False), shown("added"), BATCH),
+        "SQLite, upsert": Made(
             SQLite(folder / "ours.db", "kept", key="order_id"),
             peer("kept", True),
             shown("kept"),
@@ -213,13 +154,14 @@ def sqlite(folder: Path) -> Iterator[dict[str, Made]]:
 
 
 @contextlib.contextmanager
-def mariadb(folder: Path) -> Iterator[dict[str, Made]]:
+def mariadb(folder: Path, kind: Callable[..., Any] | None = None) -> Iterator[dict[str, Made]]:
     import pymysql
     from tests.support.mariadb import MariaDBServer
 
     from semel.sinks import MariaDB
     from semel.sinks.mariadb import address_of
 
+    sink = kind or MariaDB
     with MariaDBServer(folder / "mariadb") as server:
         url, at = server.url, address_of(server.url)
         connection = pymysql.connect(
@@ -253,8 +195,8 @@ def mariadb(folder: Path) -> Iterator[dict[str, Made]]:
             return read
 
         yield {
-            "MariaDB, append": (MariaDB(url, "added"), peer("added", False), shown("added"), BATCH),
-            "MariaDB, upsert": (MariaDB(url, "kept", key="order_id"), peer("kept", True), shown("kept"), BATCH),
+            "MariaDB, append": Made(sink(url, "added"), peer("added", False), shown("added")),
+            "MariaDB, upsert": Made(sink(url, "kept", key="order_id"), peer("kept", True), shown("kept")),
         }
         connection.close()
 
@@ -323,50 +265,54 @@ def objects(folder: Path) -> Iterator[dict[str, Made]]:
             return read
 
         yield {
-            "Objects, JSON lines (S3)": (
+            "Objects, JSON lines (S3)": Made(
                 Objects(f"s3://{S3_BUCKET}/ours-l", options=options), lines("peer-l"),
-                shown("ours-l", "peer-l", "jsonl"), BATCH,
+                shown("ours-l", "peer-l", "jsonl"), CUT,
             ),
-            "Objects, Parquet (S3)": (
+            "Objects, Parquet (S3)": Made(
                 Objects(f"s3://{S3_BUCKET}/ours-p", format="parquet", value=Order, options=options), parquet("peer-p"),
-                shown("ours-p", "peer-p", "parquet"), BATCH,
+                shown("ours-p", "peer-p", "parquet"), CUT,
             ),
         }  # fmt: skip
 
 
-SYSTEMS = {"postgres": postgres, "sqlite": sqlite, "mariadb": mariadb, "objects": objects}
+SYSTEMS: dict[str, Any] = {
+    "postgres": postgres,
+    "sqlite": sqlite,
+    "mariadb": mariadb,
+    "objects": objects,
+    "duckdb": "bench.sinks_lakes:duckdb",
+    "delta": "bench.sinks_lakes:delta",
+    "iceberg": "bench.sinks_lakes:iceberg",
+    "redis": "bench.sinks_versioned:redis",
+    "valkey": "bench.sinks_versioned:valkey",
+    "opensearch": "bench.sinks_versioned:opensearch",
+    "postgres-two-phase": "bench.sinks_phases:postgres",
+    "mariadb-two-phase": "bench.sinks_phases:mariadb",
+    "files": "bench.sinks_phases:files",
+    "multipart": "bench.sinks_phases:multipart",
+    "http": "bench.sinks_http:http",
+}
+BY_NAME_ONLY = {"mongodb": "bench.sinks_versioned:mongodb"}  # its server is built, which takes minutes
 
 
-def measure(made: Made, rounds: int) -> tuple[list[float], list[float]]:
-    """Rows per second, ours and the peer's, in turns; the first round is not counted."""
-    sink, peer, shown, size = made
-    ours, theirs = Ours(sink), peer()
-    encoded = values(ROWS)
-    keyed = [(sink.encode_key(_decode(value)), value) for value in encoded]  # as they lie in the outbox
-    starts = range(0, ROWS, size)
-    batches = {True: [keyed[at : at + size] for at in starts], False: [encoded[at : at + size] for at in starts]}
-    figures: dict[bool, list[float]] = defaultdict(list)
-    for turn in range(rounds + 1):
-        for mine in (True, False) if turn % 2 else (False, True):
-            write: Any = ours.write if mine else theirs
-            began = time.perf_counter()
-            for batch in batches[mine]:
-                write(batch)
-            took = time.perf_counter() - began
-            if turn:
-                figures[mine].append(ROWS / took)
-    ours.connection.close()
-    assert shown(True) == shown(False), f"{sink.where}: its rows differ from the peer's"
-    return figures[True], figures[False]
+def found(name: str) -> Any:
+    entry = (SYSTEMS | BY_NAME_ONLY)[name]
+    if not isinstance(entry, str):
+        return entry
+    module, _, function = entry.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def run(rounds: int) -> None:
-    chosen = os.environ.get("SINKS", " ".join(SYSTEMS)).split()
+    """Each system by itself: what is there when one fails, or is interrupted, has been printed."""
+    chosen = (os.environ.get("BENCH_SINKS") or os.environ.get("SINKS") or " ".join(SYSTEMS)).split()
+    if unknown := [name for name in chosen if name not in SYSTEMS | BY_NAME_ONLY]:
+        raise SystemExit(f"error: no sink named {unknown}; there are: {', '.join(SYSTEMS | BY_NAME_ONLY)}")
     rows: dict[str, Sequence[str]] = {}
     for system in chosen:
-        with tempfile.TemporaryDirectory(prefix="semel-bench-") as folder, SYSTEMS[system](Path(folder)) as sinks:
+        with tempfile.TemporaryDirectory(prefix="semel-bench-") as folder, found(system)(Path(folder)) as sinks:
             for name, made in sinks.items():
-                ours, theirs = measure(made, rounds)
-                rows[name] = [spread(ours), spread(theirs), ratios(theirs, ours)]
-    columns = ["semel, rows/s", "fastest plain writer, rows/s", "plain / semel (the bar: 1.25)"]
-    print(table(f"Sinks: {ROWS:,} rows a turn, batches of {BATCH:,}", columns, rows), flush=True)
+                rows[name] = cells(*measure(Made(*made), rounds))
+                print(f"{name}: {' | '.join(rows[name])}", flush=True)
+    print(table("Sinks beside plain writers of the same client", COLUMNS, rows), flush=True)

@@ -174,8 +174,8 @@ def test_a_guard_that_is_dropped_is_found(
 def _hard_deletes(connection: Any) -> Any:
     written = connection._rows
 
-    def rows(session: Any, batch: Any) -> int:
-        taken: int = written(session, batch)
+    def rows(session: Any, *batch: Any) -> int:
+        taken: int = written(session, *batch)
         session.execute(f"DELETE FROM {connection._table.as_string(session)} WHERE semel_deleted IS NOT NULL")
         return taken
 

@@ -18,7 +18,7 @@ import msgspec
 
 from semel.errors import UsageError
 from semel.sinks.columns import Column, ColumnType, canonical_row, columns_of, read
-from semel.sinks.rows import Convert, Delete, Shape, Upsert
+from semel.sinks.rows import Convert, Delete, Shape, Upsert, by_column, offsets
 from semel.sinks.schema import Dialect, Found
 from semel.sinks.sink import EXACT, RowRefused, SinkError
 
@@ -251,24 +251,22 @@ def require_values(shape: Shape, there: Sequence[Found], upserts: Sequence[Upser
     """RowRefused for the first record that has no value for a column that wants one: said here, because these systems
     name no row."""
     wanted = {one.name for one in there if one.not_null and not one.filled}
-    for place, column in enumerate(shape.columns):
-        if column.name not in wanted:
-            continue
-        for upsert in upserts:
-            if upsert.values[place] is None:
-                raise RowRefused(f"column {column.name!r} is NOT NULL, and its value is null", upsert.offset)
+    if not upserts:
+        return
+    for column, values in zip(shape.columns, by_column(upserts), strict=True):
+        if column.name in wanted and None in values:
+            offset = offsets(upserts)[values.index(None)]
+            raise RowRefused(f"column {column.name!r} is NOT NULL, and its value is null", offset)
 
 
 def table(shape: Shape, schema: Any, upserts: Sequence[Upsert], *, whole: bool = False) -> Any:
     """The rows as an Arrow table of the shape's columns, in the types of `schema`; `whole`: of all its columns, null
     where the shape has none."""
     count = len(upserts)
-    by_column = dict(
-        zip((c.name for c in shape.columns), zip(*(one.values for one in upserts)) if count else (), strict=False)
-    )
+    held = dict(zip((c.name for c in shape.columns), by_column(upserts) if count else (), strict=False))
     fields = [field for field in schema if whole or field.name in {c.name for c in shape.columns}]
     fields = [pa.field(field.name, written(field.type), field.nullable) for field in fields]
-    arrays = [pa.array(by_column.get(field.name, [None] * count), type=field.type) for field in fields]
+    arrays = [pa.array(held.get(field.name, [None] * count), type=field.type) for field in fields]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 

@@ -19,9 +19,10 @@ from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import dedup
 from semel.sinks.columns import Column, canonical_row, decode
 from semel.sinks.dedup import EVENT, ONCE, SqlDialect
+from semel.sinks.postgres_rows import copy
 from semel.sinks.postgres_session import Asked, PostgresSession, brief, each, is_refusal, names
 from semel.sinks.postgres_types import POSTGRES, converts
-from semel.sinks.rows import Shape, split
+from semel.sinks.rows import Begun, Shape, Upsert, begin, by_column, offsets
 from semel.sinks.schema import Found, created, judged
 from semel.sinks.sink import RowRefused, SinkError
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 COPY_ROWS_MIN = 100  # as for `postgres_connection.py`
 # "C": ids are compared byte by byte; a language's order would cost the view three times as much.
 EVENT_TYPE = 'text COLLATE "C" NOT NULL'
-
-Written = tuple[int, tuple[object, ...]]  # the record's offset, and all columns with the event id behind them
 
 
 class AppendedConnection:
@@ -146,17 +145,19 @@ class AppendedConnection:
         if connection is None:
             return NotDone(f"{self._sink.where}: the connection of the claim is gone")
         assert shape is not None, "a claim comes before a write"
-        upserts, _ = split(shape, rows)  # a delete has no row to go to: refused there
-        written = [(one.offset, (*one.values, self._event(claim, one.offset))) for one in upserts]
+        batch = begin(shape, rows)  # a delete has no row to go to: refused there
         try:
             connection.execute("BEGIN")
             self._steps.reached(Step.ROWS_BEFORE)
-            self._rows(connection, written)
+            self._rows(connection, claim, batch)
             self._steps.reached(Step.ROWS_AFTER)
+        except RowRefused:
+            self._session.rolled_back()
+            raise
         except psycopg.Error as why:
             self._session.rolled_back()
             if is_refusal(why):
-                self._refuse(connection, written, why)
+                self._refuse(connection, claim, batch, why)
             return self._session.not_done(why)
         self._steps.reached(Step.SINK_BEFORE)
         try:
@@ -176,33 +177,35 @@ class AppendedConnection:
         who = claim.delivery
         return dedup.event_id(who.app, who.sink, claim.incarnation, who.partition, offset)
 
-    def _rows(self, connection: psycopg.Connection[Any], written: Sequence[Written]) -> None:
-        shape = self._session.shape
-        assert shape is not None
-        if not written:
+    def _rows(self, connection: psycopg.Connection[Any], claim: Claim, batch: Begun) -> None:
+        if not batch.rows:
             return
-        columns = names([*(column.name for column in shape.columns), EVENT])
-        if len(written) < COPY_ROWS_MIN:
-            places = sql.SQL(", ").join(sql.Placeholder() * (len(shape.columns) + 1))
+        fields = [*(column.name for column in batch.shape.columns), EVENT]
+        columns = names(fields)
+        pieces = (self._with_events(claim, piece) for piece in batch.pieces())
+        if len(batch.rows) < COPY_ROWS_MIN:
+            places = sql.SQL(", ").join(sql.Placeholder() * len(fields))
             query = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(self._table, columns, places)
-            each(connection, query, [values for _, values in written])
+            each(connection, query, [values for piece in pieces for values in zip(*piece)])
             return
-        with (
-            connection.cursor() as cursor,
-            cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(self._table, columns)) as copy,
-        ):
-            for _, values in written:
-                copy.write_row(values)
+        copy(connection, self._table, columns, pieces)
 
-    def _refuse(self, connection: psycopg.Connection[Any], written: Sequence[Written], why: psycopg.Error) -> None:
+    def _with_events(self, claim: Claim, piece: Sequence[Upsert]) -> Sequence[Sequence[object]]:
+        """By column."""
+        return [*by_column(piece), [self._event(claim, offset) for offset in offsets(piece)]]
+
+    def _refuse(self, connection: psycopg.Connection[Any], claim: Claim, batch: Begun, why: psycopg.Error) -> None:
         """Finds the row that the server refuses by trying each alone, in a transaction that is rolled back, and
         raises RowRefused."""
         offset = -1
         try:
             connection.execute("BEGIN")
-            for one in written:
-                offset = one[0]
-                self._rows(connection, [one])
+            for row in batch.rows:
+                offset = row.offset
+                self._rows(connection, claim, Begun(batch.shape, [row], []))
+        except RowRefused:
+            self._session.rolled_back()
+            raise
         except psycopg.Error as refusal:
             self._session.rolled_back()
             if is_refusal(refusal):

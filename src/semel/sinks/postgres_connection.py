@@ -19,7 +19,7 @@ from semel.sinks.postgres_rows import refuse
 from semel.sinks.postgres_rows import write as write_rows
 from semel.sinks.postgres_session import Asked, PostgresSession, brief, is_refusal, names
 from semel.sinks.postgres_types import POSTGRES, converts
-from semel.sinks.rows import Delete, Shape, Upsert, split
+from semel.sinks.rows import Begun, Shape, begin
 from semel.sinks.schema import created, judged
 from semel.sinks.sink import RowRefused, SinkError
 
@@ -95,13 +95,16 @@ class PostgresConnection:
         if connection is None:
             return NotDone(f"{self._sink.where}: the connection of the claim is gone")
         assert shape is not None, "a claim comes before a write"
-        upserts, deletes = split(shape, rows)
+        batch = begin(shape, rows)
         try:
-            fenced = self._write(connection, claim, start, end, run, upserts, deletes)
+            fenced = self._write(connection, claim, start, end, run, batch)
+        except RowRefused:
+            self._session.rolled_back()
+            raise
         except psycopg.Error as why:
             self._session.rolled_back()
             if is_refusal(why):
-                refuse(self._session, connection, self._sink.where, upserts, deletes, why)
+                refuse(self._session, connection, self._sink.where, rows, why)
             return self._session.not_done(why)
         if fenced is not None:
             return fenced
@@ -127,8 +130,7 @@ class PostgresConnection:
         start: int,
         end: int,
         run: str,
-        upserts: Sequence[Upsert],
-        deletes: Sequence[Delete],
+        batch: Begun,
     ) -> Fenced | None:
         who = (claim.delivery.app, claim.delivery.sink, claim.delivery.partition)
         connection.execute("BEGIN")
@@ -139,7 +141,7 @@ class PostgresConnection:
         )
         self._steps.reached(Step.ROWS_BEFORE)
         assert self._session.shape is not None
-        write_rows(connection, self._table, self._session.shape, upserts, deletes, temporary=True)
+        write_rows(connection, self._table, self._session.shape, batch, temporary=True)
         self._steps.reached(Step.ROWS_AFTER)
         self._steps.reached(Step.POSITION_BEFORE)
         moved = connection.execute(

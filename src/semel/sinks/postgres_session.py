@@ -511,8 +511,12 @@ def copy_text(columns: Sequence[Sequence[object]]) -> str:
 
 
 def _copied(values: Sequence[object]) -> Sequence[str]:
-    texts = [v if type(v) is str else "" if v is None else str(v) for v in values]
-    all_of_them = "".join(texts)
+    texts: Sequence[str]
+    try:
+        texts, all_of_them = values, "".join(values)  # type: ignore[arg-type, assignment]
+    except TypeError:
+        texts = [v if type(v) is str else "" if v is None else str(v) for v in values]
+        all_of_them = "".join(texts)
     if any(mark in all_of_them for mark in "\\\t\n\r"):
         texts = [text.translate(_ESCAPED) for text in texts]
     return ["\\N" if v is None else text for v, text in zip(values, texts)] if None in values else texts

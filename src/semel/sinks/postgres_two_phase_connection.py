@@ -20,7 +20,7 @@ from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import postgres_rows
 from semel.sinks.postgres_connection import PostgresConnection
 from semel.sinks.postgres_session import brief, is_refusal, one
-from semel.sinks.rows import Delete, Upsert, split
+from semel.sinks.rows import Begun, begin
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.two_phase import attempt_in, delivery_prefix, name_of, prefix, settling
 
@@ -112,13 +112,16 @@ class PreparedConnection:
         if connection is None:
             return NotDone(f"{self._sink.where}: the connection of the claim is gone")
         assert shape is not None, "a claim comes before a cut"
-        upserts, deletes = split(shape, rows)
+        batch = begin(shape, rows)
         try:
-            fenced = self._write(connection, claim, attempt, run, upserts, deletes)
+            fenced = self._write(connection, claim, attempt, run, batch)
+        except RowRefused:
+            self._session.rolled_back()
+            raise
         except psycopg.Error as why:
             self._session.rolled_back()
             if is_refusal(why):
-                postgres_rows.refuse(self._session, connection, self._sink.where, upserts, deletes, why)
+                postgres_rows.refuse(self._session, connection, self._sink.where, rows, why)
             return self._session.not_done(why)
         if fenced is not None:
             return fenced
@@ -164,8 +167,7 @@ class PreparedConnection:
         claim: Claim,
         attempt: Attempt,
         run: str,
-        upserts: Sequence[Upsert],
-        deletes: Sequence[Delete],
+        batch: Begun,
     ) -> Fenced | None:
         who = (claim.delivery.app, claim.delivery.sink, claim.delivery.partition)
         shape = self._session.shape
@@ -184,7 +186,7 @@ class PreparedConnection:
             return Fenced(f"{self._sink.where}: {self._stands(connection, claim)[1]}; ours was epoch {claim.epoch}, "
                           f"position {attempt.start}")  # fmt: skip
         self._steps.reached(Step.ROWS_BEFORE)
-        postgres_rows.write(connection, self._session.table, shape, upserts, deletes, temporary=False)
+        postgres_rows.write(connection, self._session.table, shape, batch, temporary=False)
         self._steps.reached(Step.ROWS_AFTER)
         return None
 

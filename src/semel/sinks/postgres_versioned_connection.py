@@ -8,7 +8,7 @@ written again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -17,10 +17,11 @@ from psycopg import sql
 from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks.columns import Column, canonical_row, decode
-from semel.sinks.postgres_session import Asked, PostgresSession, brief, copy_text, each, is_refusal, names
+from semel.sinks.postgres_rows import copy
+from semel.sinks.postgres_session import Asked, PostgresSession, brief, each, is_refusal, names
 from semel.sinks.postgres_types import POSTGRES, converts
 from semel.sinks.postgres_versioned import DELETED, INCARNATION, LIVE, OFFSET
-from semel.sinks.rows import Shape, split
+from semel.sinks.rows import Begun, Shape, begin, by_column, offsets
 from semel.sinks.schema import Found, created, judged
 from semel.sinks.sink import RowRefused, SinkError
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 COPY_ROWS_MIN = 100  # as for `postgres_connection.py`
 OURS = {INCARNATION: ("int4", "integer NOT NULL DEFAULT 0"), OFFSET: ("int8", "bigint NOT NULL DEFAULT -1")}
 OURS[DELETED] = ("timestamptz", "timestamptz")
-
-Written = tuple[int, tuple[object, ...]]  # the record's offset, and all columns with semel's own behind them
 
 
 class VersionedConnection:
@@ -127,18 +126,23 @@ class VersionedConnection:
         connection = self._session.held(claim)
         if connection is None:
             return NotDone(f"{self._sink.where}: the connection of the claim is gone")
-        written = self._written(claim, rows)
+        shape = self._session.shape
+        assert shape is not None, "a claim comes before a write"
+        batch = begin(shape, rows)
         try:
             connection.execute("BEGIN")
             self._steps.reached(Step.ROWS_BEFORE)
-            taken = self._rows(connection, written)
+            taken = self._rows(connection, claim, batch)
             self._steps.reached(Step.ROWS_AFTER)
+        except RowRefused:
+            self._session.rolled_back()
+            raise
         except psycopg.Error as why:
             self._session.rolled_back()
             if is_refusal(why):
-                self._refuse(connection, written, why)
+                self._refuse(connection, claim, batch, why)
             return self._session.not_done(why)
-        if taken < len(written):
+        if taken < len(batch.rows) + len(batch.deletes):
             self._steps.reached(Step.SINK_STALE)
         self._steps.reached(Step.SINK_BEFORE)
         try:
@@ -159,26 +163,25 @@ class VersionedConnection:
         on, and tells a superseded one that it is one."""
         return self._session.followed(connection, claim, end, run, self._steps)
 
-    def _written(self, claim: Claim, rows: Sequence[Row]) -> list[Written]:
-        """Each key once, with the version of its last record; a delete is a row that has only its key."""
-        shape = self._session.shape
-        assert shape is not None, "a claim comes before a write"
-        upserts, deletes = split(shape, rows)
-        written: list[Written] = [(u.offset, (*u.values, claim.incarnation, u.offset, None)) for u in upserts]
-        for delete in deletes:
-            values: list[object] = [None] * len(shape.columns)
-            for place, part in zip(shape.key_places, delete.key, strict=True):
-                values[place] = part
-            written.append((delete.offset, (*values, claim.incarnation, delete.offset, "now")))
-        return written
+    def _pieces(self, claim: Claim, batch: Begun) -> Iterator[Sequence[Sequence[object]]]:
+        """Each key once, with the version of its last record; a delete is a row that has only its key. By column."""
+        for piece in batch.pieces():
+            count = len(piece)
+            yield [*by_column(piece), [claim.incarnation] * count, offsets(piece), [None] * count]
+        if batch.deletes:
+            gone: list[Sequence[object]] = [[None] * len(batch.deletes) for _ in batch.shape.columns]
+            for place, parts in zip(
+                batch.shape.key_places, zip(*(delete.key for delete in batch.deletes)), strict=True
+            ):
+                gone[place] = parts
+            count = len(batch.deletes)
+            yield [*gone, [claim.incarnation] * count, [one.offset for one in batch.deletes], ["now"] * count]
 
-    def _rows(self, connection: psycopg.Connection[Any], written: Sequence[Written]) -> int:
+    def _rows(self, connection: psycopg.Connection[Any], claim: Claim, batch: Begun) -> int:
         """How many of them had an effect: the others are as old as what is there, or older. That is no error."""
-        shape = self._session.shape
-        assert shape is not None
-        if not written:
+        if not batch.rows and not batch.deletes:
             return 0
-        fields = [*(column.name for column in shape.columns), *OURS]
+        fields = [*(column.name for column in batch.shape.columns), *OURS]
         columns = names(fields)
         changes = sql.SQL(", ").join(
             sql.SQL("{c} = excluded.{c}").format(c=sql.Identifier(name))
@@ -189,33 +192,35 @@ class VersionedConnection:
             " ON CONFLICT ({key}) DO UPDATE SET {changes} WHERE (t.{i}, t.{o}) < (excluded.{i}, excluded.{o})"
         ).format(key=names(self._sink.key), changes=changes, i=sql.Identifier(INCARNATION), o=sql.Identifier(OFFSET))
         into = sql.SQL("INSERT INTO {} AS t ({}) ").format(self._table, columns)
-        if len(written) < COPY_ROWS_MIN:
+        pieces = self._pieces(claim, batch)
+        if len(batch.rows) + len(batch.deletes) < COPY_ROWS_MIN:
             places = sql.SQL(", ").join(sql.Placeholder() * len(fields))
             query = into + sql.SQL("VALUES ({})").format(places) + merge
-            return each(connection, query, [values for _, values in written])
+            return each(connection, query, [values for piece in pieces for values in zip(*piece)])
         connection.execute(
             sql.SQL(
                 "CREATE TEMP TABLE IF NOT EXISTS semel_versions ON COMMIT DELETE ROWS AS SELECT {} FROM {} WITH NO DATA"
             ).format(columns, self._table)
         )
-        with (
-            connection.cursor() as cursor,
-            cursor.copy(sql.SQL("COPY pg_temp.semel_versions ({}) FROM STDIN").format(columns)) as copy,
-        ):
-            copy.write(copy_text(list(zip(*[values for _, values in written]))))
+        copy(connection, sql.SQL("pg_temp.semel_versions"), columns, pieces)
         return connection.execute(
             into + sql.SQL("SELECT {} FROM pg_temp.semel_versions").format(columns) + merge
         ).rowcount
 
-    def _refuse(self, connection: psycopg.Connection[Any], written: Sequence[Written], why: psycopg.Error) -> None:
+    def _refuse(self, connection: psycopg.Connection[Any], claim: Claim, batch: Begun, why: psycopg.Error) -> None:
         """Finds the row that the server refuses by trying each alone, in a transaction that is rolled back, and
         raises RowRefused."""
         offset = -1
+        alone = [Begun(batch.shape, [row], []) for row in batch.rows]
+        alone += [Begun(batch.shape, [], [delete]) for delete in batch.deletes]
         try:
             connection.execute("BEGIN")
-            for one in written:
-                offset = one[0]
-                self._rows(connection, [one])
+            for one in alone:
+                offset = (one.rows or one.deletes)[0].offset
+                self._rows(connection, claim, one)
+        except RowRefused:
+            self._session.rolled_back()
+            raise
         except psycopg.Error as refusal:
             self._session.rolled_back()
             if is_refusal(refusal):

@@ -28,6 +28,7 @@ Parameters = tuple[object, ...]
 
 WRITTEN_ONE_WAY = (ColumnType.TEXT, ColumnType.INTEGER, ColumnType.BOOLEAN, ColumnType.JSON)
 _TEXTS = frozenset((str,))
+PIECE_ROWS = 1_000  # small enough that the other side has work soon, large enough that a part costs nothing by itself
 _parts = msgspec.json.Decoder(list[Any]).decode
 
 
@@ -62,6 +63,10 @@ def by_column(upserts: Sequence[Upsert]) -> Sequence[Sequence[object]]:
     return upserts.columns if isinstance(upserts, Upserts) else list(zip(*(one.values for one in upserts)))
 
 
+def offsets(upserts: Sequence[Upsert]) -> Sequence[int]:
+    return upserts.offsets if isinstance(upserts, Upserts) else [one.offset for one in upserts]
+
+
 class Delete(NamedTuple):
     offset: int
     key: Parameters  # in the order of the key fields
@@ -84,13 +89,40 @@ class Shape:
 
 def split(shape: Shape, rows: Sequence[Row]) -> tuple[Sequence[Upsert], list[Delete]]:
     """The writes and the deletes of a batch, each key at most once when there is a key: its last record decides."""
+    begun = begin(shape, rows)
+    return _written(shape, begun.rows), begun.deletes
+
+
+class Begun(NamedTuple):
+    """A batch whose deletes are known, and whose writes are still to be looked at: `pieces` does so a part at a time,
+    while the part before it is on its way."""
+
+    shape: Shape
+    rows: Sequence[Row]  # those that are writes, each key once
+    deletes: list[Delete]
+
+    def pieces(self) -> Iterator[Sequence[Upsert]]:
+        """Raises RowRefused in between: whoever takes them must be able to take back what he did with the first."""
+        for at in range(0, len(self.rows), PIECE_ROWS):
+            yield _written(self.shape, self.rows[at : at + PIECE_ROWS])
+
+
+def begin(shape: Shape, rows: Sequence[Row]) -> Begun:
     if shape.key is not None:
         rows = list({row.key: row for row in rows}.values())
     written = [row for row in rows if row.value is not None]
-    if written and (upserts := _at_once(shape, written)) is not None:
-        deleted = [row for row in rows if row.value is None] if len(written) < len(rows) else []
-        return upserts, [Delete(row.offset, tuple(held for _, held in key_of(shape, row))) for row in deleted]
-    return one_by_one(shape, rows)
+    deleted = [row for row in rows if row.value is None] if len(written) < len(rows) else []
+    try:
+        deletes = [Delete(row.offset, tuple(held for _, held in key_of(shape, row))) for row in deleted]
+    except RowRefused:
+        one_by_one(shape, rows)  # the first that does not fit is named, and it may be a write
+        raise
+    return Begun(shape, written, deletes)
+
+
+def _written(shape: Shape, rows: Sequence[Row]) -> Sequence[Upsert]:
+    upserts = _at_once(shape, rows) if rows else None
+    return one_by_one(shape, rows)[0] if upserts is None else upserts
 
 
 def one_by_one(shape: Shape, rows: Sequence[Row]) -> tuple[list[Upsert], list[Delete]]:
@@ -158,7 +190,7 @@ def _at_once(shape: Shape, rows: Sequence[Row]) -> Upserts | None:
         decoded = [layout.value(row.value or b"") for row in rows]
         said = [list(map(field, decoded)) for field in layout.fields]
         held = list(map(_column, shape.columns, shape.converts, said))
-        if shape.key is not None:
+        if shape.key is not None and not _keys_are(shape, said, rows):
             keys = [layout.key(row.key or b"") for row in rows]
             for at, place in enumerate(shape.key_places):
                 parts = [key[at] for key in keys]
@@ -176,9 +208,34 @@ def _at_once(shape: Shape, rows: Sequence[Row]) -> Upserts | None:
     return Upserts([row.offset for row in rows], held)
 
 
+def _keys_are(shape: Shape, said: Sequence[Sequence[Any]], rows: Sequence[Row]) -> bool:
+    """Whether each key is, byte for byte, what `encode_key` writes for the value's field: then it needs no look at its
+    parts. Asked of one text or whole number only, which is most keys; False says nothing."""
+    if len(shape.key_places) != 1:
+        return False
+    (place,) = shape.key_places
+    match shape.columns[place].type:
+        case ColumnType.TEXT:
+            whole = "".join(said[place])  # TypeError: one is None
+            # What JSON escapes, and the break between two keys, is in none of them.
+            if '"' in whole or "\\" in whole or not whole.isprintable():
+                return False
+            text = '["' + '"]\n["'.join(said[place]) + '"]'
+        case ColumnType.INTEGER:
+            if None in said[place]:
+                return False
+            text = "[" + "]\n[".join(map(str, said[place])) + "]"
+        case _:
+            return False
+    return text.encode().split(b"\n") == [row.key for row in rows]
+
+
 def _column(column: Column, convert: Convert, values: Sequence[Any]) -> Sequence[object]:
-    if convert is str and FITS[column.type] == _TEXTS:
-        return values  # they are what `str` would make of them
+    if convert is str:
+        if FITS[column.type] == _TEXTS:
+            return values  # they are what `str` would make of them
+        if None not in values:
+            return list(map(str, values))
     return [None if value is None else convert(value) for value in values]
 
 
