@@ -78,6 +78,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/duckdb_connection.py": {"duckdb"},
     "sinks/delta_connection.py": {"deltalake", "pyarrow"},
     "sinks/redis_connection.py": {"redis"},
+    "sinks/clickhouse_session.py": {"clickhouse_connect"},
     "sinks/opensearch_http.py": {"urllib3"},
     # The client of a log, with what it does about lost connections (FAULTS B1): it exists once, in the host.
     "sinks/kafka_topic.py": {"semel.host"},
@@ -106,7 +107,7 @@ PERFORMERS = {"host", "app", "console", "proof", "testing", "cli"}
 PURE = {
     "sinks": {
         *("__init__", "sink", "delivery", "cut_delivery", "cuts", "agreement", "operate", "group_position", "trouble"),
-        *("origin", "keep", "truncation", "objects_form", "http"),
+        *("origin", "keep", "truncation", "objects_form", "http", "window", "clickhouse", "clickhouse_types"),
         "dedup",
         "two_phase",
         "documents",

@@ -1,12 +1,13 @@
 """Where the HTTP sink posts to, in a process of its own: `hook.py KIND DATABASE PORT`.
 
 POST /hookSUFFIX inserts {"id": …, "n": …}; GET /rowsSUFFIX shows what is there. `ours`: behind semel.receiver, whose
-keys expire after half a second. `naive`: the same insert, as it is mostly written, without it.
+keys expire after half a second (EXPIRES_S). `naive`: the same insert, as it is mostly written, without it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import sys
 from typing import Any
@@ -57,7 +58,11 @@ def app_of(kind: str, database: str) -> Any:
         return Starlette(routes=routes)
     # An error is not kept: once the receiver takes a record, the sink's next try brings it in.
     ours = Middleware(
-        Receiver, keys=SQLiteKeys(database), expires_s=0.5, purge_every_s=0.1, final=lambda status: status < 400
+        Receiver,
+        keys=SQLiteKeys(database),
+        expires_s=float(os.environ.get("EXPIRES_S", "0.5")),
+        purge_every_s=0.1,
+        final=lambda status: status < 400,
     )
     return Starlette(routes=routes, middleware=[ours])
 

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,66 @@ class TestHTTP(ContractTests):
     @pytest.fixture
     def subject(self, ours: Served) -> Subject:
         return subject_of(ours, hook)
+
+
+# --- keys that expire -------------------------------------------------------------------------------------------------
+
+WINDOW_S = 5.0  # processes that start within it send again, and know that they may
+
+
+def short_hook(address: str, suffix: str) -> HTTP:
+    return HTTP(
+        f"{address}/hook", rows_url=f"{address}/rows", forgets_after_s=WINDOW_S, timeout_s=0.5, patience_s=0.5
+    ).renamed(suffix)
+
+
+def trusting_hook(address: str, suffix: str) -> HTTP:
+    """The naive setting: it is told that keys are kept for a day, and they are not."""
+    return HTTP(
+        f"{address}/hook", rows_url=f"{address}/rows", forgets_after_s=86_400, timeout_s=0.5, patience_s=0.5
+    ).renamed(suffix)
+
+
+@pytest.fixture(scope="module")
+def expiring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The plain draft: no floor is announced to it, and its keys last as long as it says."""
+    folder = tmp_path_factory.mktemp("expiring")
+    with Served("ours", str(folder / "hook.db"), folder, "tests.sinks.hook", EXPIRES_S=str(WINDOW_S)) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("kept")
+    with Served("ours", str(folder / "hook.db"), folder, "tests.sinks.hook", EXPIRES_S="86400") as served:
+        yield served
+
+
+def windowed_subject(served: Served, make: Callable[[str, str], HTTP]) -> Subject:
+    return replace(subject_of(served, make), forget=lambda address, suffix: time.sleep(WINDOW_S + 0.5))
+
+
+@pytest.mark.long
+class TestWindowedHTTP(ContractTests):
+    """Keys that are kept for a day, and no floor."""
+
+    @pytest.fixture
+    def subject(self, kept: Served) -> Subject:
+        # Nothing is locked, so nothing has to be taken over.
+        return replace(subject_of(kept, windowed_hook), forget=None, hand_over_s=None)
+
+
+@pytest.mark.long
+def test_what_was_forgotten_is_not_sent_again(expiring: Served) -> None:
+    """S7: killed with requests sent and not written down; when the keys have expired nobody can tell, and it stops."""
+    run(windowed_subject(expiring, short_hook), processes.forgotten)
+
+
+@pytest.mark.long
+def test_a_window_that_is_not_so_long_repeats(expiring: Served) -> None:
+    """The same receiver, told to keep its keys for a day: the requests come again and are done again."""
+    with pytest.raises(KitRefused, match="ended with 0"):
+        run(windowed_subject(expiring, trusting_hook), processes.forgotten)
 
 
 @pytest.mark.long

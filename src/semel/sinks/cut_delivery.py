@@ -15,6 +15,7 @@ after the decision the same commit is asked for again.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ from semel.sinks.cuts import Cut, Progress, Rule, Undecided
 from semel.sinks.sink import Ahead, Diverged, RowRefused, SinkError
 from semel.sinks.trouble import Trouble, pause_ms
 from semel.sinks.truncation import Truncation
+from semel.sinks.window import Memory
 
 FENCED_MS = 500  # the group tells a superseded owner that it is one within a heartbeat: time to hear it
 LAG_MS = 1_000  # how often the group's offsets follow
@@ -65,6 +67,7 @@ class _Lane:
     owner: Owner | None = None
     progress: Progress | None = None  # as this owner has read or committed it; None: not claimed, reading is paused
     claim: Claim | None = None
+    doubtful: bool = False  # the cut that is under way may have been sent, and nobody here knows its end
     rows: list[Row] = field(default_factory=list)  # read, and not yet in a cut that is done
     epochs: list[int] = field(default_factory=list)  # of each row; -1: not known
     weight: int = 0
@@ -126,6 +129,7 @@ class CutDelivery:
         self._runs: Mapping[int, str] = {}
         self._looked_ms = -1
         self._prepared = False
+        self._memory = Memory(sink, self._connection)
         self._trouble = Trouble(sink.where, say)
         self._now_ms = 0
         self._told_ms = 0
@@ -277,6 +281,8 @@ class CutDelivery:
             claim = cast(SinkConnection, self._connection).claim(delivery, here)
         if isinstance(claim, NotDone):
             return self._later(lane, claim.reason)
+        if not claim.incarnation:  # the sink keeps none
+            claim = dataclasses.replace(claim, incarnation=found.incarnation if found else 1)
         try:
             if self._decides:
                 progress = two_phase.resumed(claim, found, here, self._place(lane))
@@ -292,7 +298,7 @@ class CutDelivery:
         self._steps.reached(Step.CLAIM_AFTER)
         if found is not None and progress.cut != found.cut and not self._written_down(lane, progress):
             return None
-        lane.claim, lane.progress = claim, progress
+        lane.claim, lane.progress, lane.doubtful = claim, progress, progress.cut is not None
         lane.empty(progress.position)
         self._log.seek(lane.at, progress.position)
         self._log.resume([lane.at])
@@ -363,6 +369,10 @@ class CutDelivery:
 
     def _decide(self, lane: _Lane, progress: Progress) -> bool:
         self._steps.reached(Step.BATCH_BEFORE)
+        begun = self._memory.begun(self._now_ms)
+        if isinstance(begun, NotDone):
+            self._later(lane, begun.reason)
+            return False
         count = cuts.length(lane.rows, self._rule)
         last, epoch = lane.rows[count - 1], lane.epochs[count - 1]
         cut = Cut(
@@ -372,11 +382,14 @@ class CutDelivery:
             attempt=1,
             mark=origin.mark_of_row(last, epoch, self._run_id(epoch)),
             form=self._form,
+            at_ms=begun[0],
+            seen=begun[1],
         )
         self._steps.reached(Step.CUT_BEFORE)
         if not self._written_down(lane, replace(progress, cut=cut)):
             return False
         self._steps.reached(Step.CUT_AFTER)
+        lane.doubtful = False
         return True
 
     def _written_down(self, lane: _Lane, progress: Progress) -> bool:
@@ -405,6 +418,9 @@ class CutDelivery:
         count = bisect_left(lane.rows, cut.end, key=lambda row: row.offset)
         rows = lane.rows[:count]
         self._check_same(lane, cut, rows)
+        if lane.doubtful and not self._still_told(lane, cut, again=False):
+            return 0
+        self._memory.remind(cut)
         try:
             if self._decides:
                 if not cut.decided and not self._prepare(lane, progress, claim, rows):
@@ -424,12 +440,15 @@ class CutDelivery:
             ) from None
         match outcome:
             case NotDone(reason) | Unknown(reason):
+                lane.doubtful = lane.doubtful or isinstance(outcome, Unknown)
                 self._log.pause([lane.at])
                 self._retry(lane, reason)
                 return 0
             case Fenced(reason):
                 self._fenced(lane, reason)
                 return 0
+        if lane.doubtful and not self._still_told(lane, cut, again=True):
+            return 0
         self._steps.reached(Step.SINK_AFTER)
         self._steps.reached(Step.POSITION_BEFORE)
         if not self._written_down(lane, replace(progress, position=cut.end, mark=cut.mark, cut=None)):
@@ -443,6 +462,14 @@ class CutDelivery:
             self._log.resume([lane.at])
         self._trouble.mended(lane.at)
         return count
+
+    def _still_told(self, lane: _Lane, cut: Cut, *, again: bool) -> bool:
+        """Whether a sink with a window still tells what it has seen of a cut that may have been sent before."""
+        asked = self._memory.check(cut, self._now_ms, lane.at.partition, again)
+        if asked is not None:
+            self._log.pause([lane.at])
+            self._retry(lane, asked.reason)
+        return asked is None
 
     def _prepare(self, lane: _Lane, progress: Progress, claim: Claim, rows: Sequence[Row]) -> bool:
         """The sink holds the cut prepared, and the log has decided that it shall be committed. False: the claim has

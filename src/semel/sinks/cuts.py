@@ -35,6 +35,8 @@ class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
     mark: str  # of its last record (origin.Mark): a replay must find the same
     form: str  # how the sink writes it: a replay in another form would be another object
     decided: bool = False  # of a sink that prepares: this attempt is prepared, and shall be committed
+    at_ms: int = 0  # of a sink that forgets (Windowed): when it was written down
+    seen: str = ""  # … and what the sink had counted by then (window.py)
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -3,6 +3,9 @@
 Invariant: an answer counts as final only if it says so: 2xx, or a refusal that is about this record. Everything else is
 unknown or not yet, and the same request is sent again under the same key, by us and never by the client library
 (SERVERS, HTTP). The floor that travels with it is the lowest offset without a final answer.
+
+Before a receiver that forgets its keys the requests go by cuts (`cut_delivery.py`): each cut is written down, with its
+time, before its first request leaves, so that one that may have been sent is sent again within the window only.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from semel.contract import (
     Windowed,
 )
 from semel.ports import Steps
+from semel.sinks.cuts import Rule
 from semel.sinks.sink import SinkError, encode_deleted
 
 if TYPE_CHECKING:
@@ -81,6 +85,11 @@ class HTTP:
                 )
         if in_flight < 1:
             raise SinkError(f"in_flight={in_flight}: at least one request must be on its way.")
+        if forgets_after_s is not None and forgets_after_s <= timeout_s:
+            raise SinkError(
+                f"HTTP {self.url.hostname}: forgets_after_s={forgets_after_s:g} is not longer than an answer may take "
+                f"(timeout_s={timeout_s:g}): no request could ever be sent again."
+            )
         self.forgets_after_s, self.in_flight = forgets_after_s, in_flight
         self.timeout_s, self.patience_s = timeout_s, patience_s
         self.suffix = _suffix
@@ -104,8 +113,19 @@ class HTTP:
     def contract(self) -> Contract:
         if self.forgets_after_s is None:
             return KEYED
-        window = Window(seconds=self.forgets_after_s)
-        return replace(KEYED, name="Windowed", guarantee=Guarantee.ONCE_IN_WINDOW, window=window)
+        return replace(
+            KEYED,
+            name="Windowed",
+            guarantee=Guarantee.ONCE_IN_WINDOW,
+            window=Window(seconds=self.forgets_after_s),
+            position=PositionIn.DELIVERY_TOPIC,
+            settlement=Settlement.CUT_REPEATED,
+        )
+
+    @property
+    def rule(self) -> Rule | None:
+        """When a cut is due: at once, with what was read. None: there are no cuts."""
+        return None if self.forgets_after_s is None else Rule(records=1_000, ms=0)
 
     @property
     def key(self) -> tuple[str, ...] | None:

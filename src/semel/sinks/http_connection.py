@@ -19,7 +19,7 @@ from urllib.parse import SplitResult
 
 import msgspec
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks.http import HTTP, Again, Answered, Meaning, Misplaced, Refused, Reused, meaning
 from semel.sinks.sink import Diverged, RowRefused, SinkError
@@ -29,8 +29,11 @@ BODY_MAX = 1 << 20
 
 
 class HTTPConnection:
-    """See `ports.SinkConnection`. The group's offsets are the position; its claim fences nobody, and need not: the
-    receiver gives a superseded owner's requests their first answer."""
+    """See `ports.SinkConnection`, and where keys expire `ports.Forgetful`. The group's offsets, or the delivery topic,
+    are the position; its claim fences nobody, and need not: the receiver gives a superseded owner's requests their
+    first answer."""
+
+    keeps_nothing = True  # of a position
 
     def __init__(self, sink: HTTP, steps: Steps) -> None:
         self._sink, self._steps = sink, steps
@@ -38,6 +41,7 @@ class HTTPConnection:
         self._pool = ThreadPoolExecutor(sink.in_flight, "semel-http")
         self._answered: dict[tuple[str, int], set[int]] = {}
         self._not_before_s = 0.0
+        self._until_ms: int | None = None
 
     def prepare(self, value_type: object) -> Done | NotDone:
         url = self._sink.url
@@ -49,7 +53,30 @@ class HTTPConnection:
         return Done()
 
     def claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
-        return Claim(delivery, epoch=0, incarnation=1, position=0, run="", log=log)
+        if self._sink.forgets_after_s is None:
+            return Claim(delivery, epoch=0, incarnation=1, position=0, run="", log=log)
+        return Claim(delivery, epoch=0, incarnation=0, position=-1, run="", log=log)
+
+    def seen(self) -> str | NotDone:
+        return ""
+
+    def inserts_since(self, seen: str) -> int | NotDone:
+        return 0
+
+    def remind(self, until_ms: int | None, seen: str) -> None:
+        self._until_ms = until_ms
+
+    def late(self) -> bool:
+        """Whether the receiver may have forgotten the keys of the cut that is under way."""
+        return self._until_ms is not None and time.time() * 1000 >= self._until_ms
+
+    # --- for `semel sink`: what there is to move lies in the delivery topic -----------------------------------------
+
+    def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
+        return []
+
+    def move(self, app: str, seen: Sequence[Remembered], to: Sequence[Remembered]) -> Outcome:
+        return Done()
 
     def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
         if time.monotonic() < self._not_before_s:
@@ -60,7 +87,7 @@ class HTTPConnection:
                 "from old ones. Use a log that does (Apache Kafka 2.8 or newer, semel's own)."
             )
         # A topic made anew has another id; its offsets begin again, under other keys.
-        incarnation = f"{claim.log.topic_id}.{claim.log.partitions}.{claim.incarnation}"
+        incarnation = f"{claim.log.topic_id}.{claim.log.partitions}.{claim.incarnation}{self._sink.suffix}"
         partition = claim.delivery.partition
         known = self._answered.setdefault((incarnation, partition), set())
         known.difference_update([offset for offset in known if offset < start])
@@ -76,8 +103,8 @@ class HTTPConnection:
         if self._sink.forgets_after_s is None:
             return ()
         return (
-            f"{self._sink.where}: declared to forget its keys after {self._sink.forgets_after_s:g} s; a delivery that "
-            "stands still for longer than that may have its last requests done twice.",
+            f"{self._sink.where}: declared to forget its keys after {self._sink.forgets_after_s:g} s; a delivery whose "
+            "last requests may have been sent longer ago than that stops, and a person looks.",
         )
 
     def rows(self) -> Sequence[bytes]:
@@ -205,6 +232,8 @@ class _Batch:
 
     def _asked(self, line: _Line, row: Row) -> Meaning:
         floors = self._sink.forgets_after_s is None
+        if self._connection.late():
+            return Again("its keys are forgotten by now, so the request is not sent", unknown=True)
         headers = {**self._sink.headers, "Idempotency-Key": f'"{self._place}/{row.offset}"'}
         if floors:
             with self._lock:

@@ -184,11 +184,11 @@ class Delivery:
                 )
             if self.kind is PositionIn.DELIVERY_TOPIC:
                 sinks = {one.partition: one for one in seen}
-                its = sinks.get(at.partition)
-                said = agreed(
-                    self._log, self._sink, at, its.incarnation if its else 1, its.position if its else 0,
-                    progress.get(at.partition), here,
-                )  # fmt: skip
+                its, topics = sinks.get(at.partition), progress.get(at.partition)
+                incarnation, reached = (its.incarnation, its.position) if its else (1, 0)
+                if getattr(self._connection, "keeps_nothing", False):
+                    incarnation, reached = (topics.incarnation if topics else 1), -1
+                said = agreed(self._log, self._sink, at, incarnation, reached, topics, here)
                 position, mark = said.position, said.mark
             origin.validate(self._log, at, position, mark, runs, where)
         except Diverged as why:

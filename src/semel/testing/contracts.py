@@ -147,6 +147,9 @@ class ContractTests:
     def test_a_process_that_stops_holds_nobody_up(self, subject: Subject) -> None:
         run(subject, processes.paused)
 
+    def test_what_is_past_its_window_is_not_sent_again(self, subject: Subject) -> None:
+        run(subject, processes.forgotten)
+
 
 # --- ways to lose an answer ------------------------------------------------------------------------------------------
 

@@ -70,8 +70,11 @@ class Processes:
             found = child.wait(WAIT_S)
         except subprocess.TimeoutExpired:
             found = None
-        said = (self._folder / f"said-{self._started.index(child)}").read_text()[-2_000:]
+        said = self.said(child)
         self._stand.require(found == code, f"{what} ended with {found}, not {code}; it said:\n{said}")
+
+    def said(self, child: subprocess.Popen[bytes]) -> str:
+        return (self._folder / f"said-{self._started.index(child)}").read_text()[-2_000:]
 
     def stopped(self, child: subprocess.Popen[bytes], step: Step) -> None:
         """Returns when the child has stopped itself."""
@@ -230,4 +233,38 @@ def _paused_at(stand: Stand, step: Step, within_s: float) -> None:
         apart.removed()
 
 
-TRIALS: tuple[Callable[[Stand], None], ...] = (crashes, in_doubt, zombies, paused)
+def forgotten(stand: Stand) -> None:
+    """Killed when its first cut was sent and nobody wrote that down; then its window passes (S7). The next owner cannot
+    know whether the sink holds that cut: it stops and says so, every time it is started, and sends nothing. So does one
+    that was stopped before it sent, and comes back when the window has passed."""
+    c, forget = stand.contract, stand.subject.forget
+    if c.window is None or c.position is not PositionIn.DELIVERY_TOPIC:
+        raise NotTried("it has no window, or its cuts are not written down")
+    if forget is None:
+        raise NotTried("nothing was named that makes this sink forget (forget=)")
+    with processes(stand) as runs:
+        child = runs.start(SEMEL_KILL=f"{Step.ROWS_AFTER}:1", batch=10)
+        runs.ends(child, -signal.SIGKILL, f"a process to be killed at {Step.ROWS_AFTER}")
+        stand.holds("after a kill when the first cut was sent", stand.entries(10))
+        forget(stand.subject.address, stand.suffix)
+        for _ in range(2):
+            runs.ends(child := runs.start(), 1, "who finds a cut that the sink may hold and has forgotten")
+            told = runs.said(child)
+            stand.require("may have been sent before" in told, f"it stopped, and said something else:\n{told}")
+            stand.holds("after it was to be sent again past the window", stand.entries(10))
+    apart = fresh(stand)
+    try:
+        with processes(apart) as runs:
+            late = runs.start(SEMEL_STOP=f"{Step.SINK_BEFORE}:1", batch=10)
+            runs.stopped(late, Step.SINK_BEFORE)
+            runs.ends(runs.start(batch=10), 0, "the successor of one that stopped before it sent")
+            forget(apart.subject.address, apart.suffix)
+            late.send_signal(signal.SIGCONT)
+            late.wait(WAIT_S)
+        apart.holds("after one came back that had stopped before its cut was sent", apart.entries(RECORDS))
+    finally:
+        apart.close()
+        apart.removed()
+
+
+TRIALS: tuple[Callable[[Stand], None], ...] = (crashes, in_doubt, zombies, paused, forgotten)
