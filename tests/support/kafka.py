@@ -37,7 +37,8 @@ class KafkaProcess:
     def __init__(self, folder: Path, *, advertise: str | None = None, props: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.port = free_port(count=2)  # broker and controller
-        self.props = dict(props or {})
+        # Tests write times of 1970; a test that a slow machine holds up past the first look (30 s) found them deleted.
+        self.props = {"log.retention.ms": "-1"} | dict(props or {})
         self._guard: subprocess.Popen[bytes] | None = None
         if advertise:
             self.props["advertised.listeners"] = f"PLAINTEXT://{advertise}"

@@ -248,7 +248,7 @@ class KafkaTopicConnection:
 
     def _same_log(self, delivery: DeliveryId, log: LogIdentity, found: Mapping[int, Record]) -> None:
         stored = [positions.Stored(p, record.topic_id, record.partitions) for p, record in found.items()]
-        positions.same_log(delivery, log, stored, self._sink.where, self._sink.positions_topic(delivery.app))
+        positions.same_log(delivery, log, stored, self._sink.where)
 
     # --- the claim ------------------------------------------------------------------------------------------------
 

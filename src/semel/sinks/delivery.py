@@ -36,8 +36,8 @@ from semel.ports import (
 )
 from semel.sinks import cuts, group_position, keep, origin, positions
 from semel.sinks.cuts import Progress, Rule, Undecided
-from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.pace import Pace, parted
+from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.truncation import Truncation
 
 BACKOFF_MS, BACKOFF_MAX_MS = 50, 1_000
@@ -114,7 +114,7 @@ class Delivery:
         self._known: Mapping[str, TopicInfo] = {}
         self._runs: Mapping[int, str] = {}
         self._looked_ms = -1
-        self._moved: Sequence[Progress | None] = ()
+        self._told_moves: Sequence[Progress | None] = ()
         self._moved_ms = -1
         self._prepared = False
         self._trouble = _Trouble()
@@ -262,11 +262,11 @@ class Delivery:
         if self._moved_ms != self._now_ms:
             topic = cuts.delivery_topic(self._outbox)
             count = self._known[topic].partitions if topic in self._known else 0
-            self._moved = [cuts.read_progress(self._log, TopicPartition(topic, p)) for p in range(count)]
+            self._told_moves = [cuts.read_progress(self._log, TopicPartition(topic, p)) for p in range(count)]
             self._moved_ms = self._now_ms
-        if group_position.interrupted(self._moved, here):
+        if group_position.interrupted(self._told_moves, here):
             raise Diverged(positions.interrupted(self._sink.where, self._sink.name))
-        return self._moved
+        return self._told_moves
 
     def _ours(self, lane: _Lane) -> None:
         """The group's offset says whose outbox this is, also where the sink was never reached: records that wait for a
