@@ -14,7 +14,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "semel"
 LINES_MAX = 600
 
-FLOOR = {"ports", "steps", "contract", "errors", "record"}
+FLOOR = {"ports", "source_ports", "steps", "contract", "errors", "record"}
 LOG = FLOOR | {"log"}
 BROKER = LOG | {"broker"}
 WIRE = BROKER | {"wire"}
@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "contract": ({"errors"}, {"msgspec"}),  # a row of a batch is made a million times: its Struct costs a fifth
     "steps": (set(), set()),
     "ports": ({"errors", "contract", "steps"}, set()),
+    "source_ports": ({"contract", "ports"}, set()),
     "record": ({"errors", "ports", "steps", "contract"}, {"crc32c", "cramjam"}),
     "log": (FLOOR, {"crc32c", "msgspec"}),
     "broker": (LOG, {"msgspec"}),

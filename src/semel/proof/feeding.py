@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from semel.errors import SemelError
 from semel.host.ingesting import fed_topics
-from semel.ports import SourceTrial
 from semel.proof.processes import ProofError
+from semel.source_ports import SourceTrial
 from semel.sources.source import plain
 from semel.streams import graph as g
 from semel.streams.graph import AnyTopic

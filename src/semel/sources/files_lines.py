@@ -19,7 +19,7 @@ from typing import cast
 
 import msgspec
 
-from semel.ports import SourceRow
+from semel.source_ports import SourceRow
 from semel.sources.files import Files
 from semel.sources.source import Coder, Refused, SourceDiverged, SourceError, excerpt
 

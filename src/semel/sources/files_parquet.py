@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
-from semel.ports import SourceRow
+from semel.source_ports import SourceRow
 from semel.sources.files import Files
 from semel.sources.files_lines import FileAt, Unfinished
 from semel.sources.source import Coder, Refused, SourceError, excerpt, shown

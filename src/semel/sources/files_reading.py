@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from semel.ports import Done, NotDone, Portion
+from semel.ports import Done, NotDone
+from semel.source_ports import Portion
 from semel.sources import files_lines
 from semel.sources.files import Files, parquet_missing
 from semel.sources.files_lines import FileAt, LinesFile, Unfinished

@@ -16,9 +16,10 @@ from typing import Any
 
 import msgspec
 
-from semel.ports import Done, NotDone, Portion, SourceRow
+from semel.ports import Done, NotDone
 from semel.receiver import rules
 from semel.receiver.rules import Answer, DoneBelow, Problem, Replay, Sent
+from semel.source_ports import Portion, SourceRow
 from semel.sources.http_endpoint import HTTPEndpoint
 from semel.sources.http_endpoint_keys import TakenKeys, answer_of
 from semel.sources.source import Coder, Refused

@@ -28,11 +28,7 @@ from semel.ports import (
     NoSteps,
     NotDone,
     Outcome,
-    Portion,
     Records,
-    Source,
-    SourceConnection,
-    SourceRow,
     Step,
     Steps,
     TopicPartition,
@@ -40,6 +36,7 @@ from semel.ports import (
 )
 from semel.record.murmur2 import partition_for
 from semel.sinks.trouble import Trouble, pause_ms
+from semel.source_ports import Portion, Source, SourceConnection, SourceRow
 from semel.sources import positions
 from semel.sources.source import SourceError
 

@@ -12,8 +12,8 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from semel.contract import Guarantee, RecordIdentity, Replay, SourceContract, SourceFence, SourcePosition
 from semel.errors import UsageError
-from semel.ports import SourceConnection, SourceTrial
 from semel.sinks.postgres import place
+from semel.source_ports import SourceConnection, SourceTrial
 from semel.sources.source import SourceError, key_complaint, key_fields
 
 R = TypeVar("R")

@@ -24,7 +24,8 @@ from psycopg.adapt import Transformer
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from semel.ports import Done, NotDone, Portion, SourceRow
+from semel.ports import Done, NotDone
+from semel.source_ports import Portion, SourceRow
 from semel.sources import pgoutput
 from semel.sources.postgres_changes import PostgresChanges
 from semel.sources.postgres_session import ReadingSession

@@ -12,8 +12,8 @@ from typing import Any
 
 from semel.contract import Guarantee, RecordIdentity, Replay, SourceContract, SourceFence, SourcePosition
 from semel.errors import UsageError
-from semel.ports import SourceConnection, SourceTrial
 from semel.sinks.postgres import place
+from semel.source_ports import SourceConnection, SourceTrial
 from semel.sources.source import SourceError, fields_of, key_complaint, key_fields
 
 CONTRACT = SourceContract(

@@ -23,7 +23,8 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from semel.ports import Done, NotDone, Portion, SourceRow
+from semel.ports import Done, NotDone
+from semel.source_ports import Portion, SourceRow
 from semel.sources.postgres_session import ReadingSession
 from semel.sources.postgres_table import PostgresTable
 from semel.sources.source import Coder, Refused, SourceDiverged, SourceError, excerpt, fields_of, shown

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
-from semel.ports import Source
+from semel.source_ports import Source
 from semel.streams.infer import without_none
 from semel.streams.place import GraphError, Place, caller
 from semel.streams.serde import NoSerde, Serde, serde_of, type_name
