@@ -161,8 +161,7 @@ def what_the_source_says(f: Facts) -> Finding | None:
     return Finding(
         c.guarantee,
         f"{c.name}, {source.where}: a record is named by {c.identity}; the position is {c.position}; fenced by: "
-        f"{c.fence}; "
-        f"{c.replay}",
+        f"{c.fence}; {c.replay}",
     )
 
 
