@@ -78,6 +78,8 @@ def _listed(at: _At, name: str, write: Write) -> tuple[dict[str, Any], tuple[str
 @app.command()
 def show(app: App, sink: Sink, on: On = None, json_lines: Json = False) -> None:
     """One sink by partition: positions, what waits, who owns it; and why its delivery would stop."""
+    from semel.ports import NotDone
+
     with _one(app, sink, on) as (at, one):
         standing = one.standing
         if json_lines:
@@ -99,6 +101,9 @@ def show(app: App, sink: Sink, on: On = None, json_lines: Json = False) -> None:
         print("WAITING: committed records that were not delivered. LAG counts offsets, also those of markers.")
         for partition in one.under_way:
             print(f"partition {partition}: a cut is under way; the next start, or `semel sink drain`, finishes it.")
+        left = one.delivery.prepared()
+        for name in () if isinstance(left, NotDone) else left:
+            print(f"prepared, and not settled: {name}; the next start, or `semel sink drain`, settles it.")
         if standing.away:
             print(f"The sink could not be asked: {standing.away}")
         for place in standing.places:
@@ -404,7 +409,7 @@ def _consequences(one: _Seen, to: Mapping[TopicPartition, int], *, again: bool) 
 
 def _effects(one: _Seen, renew: bool, incarnation: int) -> str:
     """What a record that comes again does at this sink, by how it recognises one."""
-    from semel.contract import Identity
+    from semel.contract import Identity, Settlement
 
     sink = one.sink
     match sink.contract.identity:
@@ -419,6 +424,16 @@ def _effects(one: _Seen, renew: bool, incarnation: int) -> str:
             )
         case Identity.VERSION:
             return "A record that comes again has no effect where its row is as new (the incarnation stays)."
+        case Identity.CUT if sink.contract.settlement is Settlement.DECIDED:
+            return (
+                f"Cuts are written as incarnation {incarnation}, beside what is there: a row with a key is written "
+                "again and may show older values until it is through; any other row, file or object is there once more."
+            )
+        case Identity.EVENT_ID:
+            return (
+                f"Rows carry new event ids (incarnation {incarnation}): {sink.contract.through} shows what comes again "
+                "once more."
+            )
         case Identity.CUT:
             return (
                 f"Objects are written as incarnation {incarnation}, beside those of before, which stay: tell their "

@@ -139,6 +139,15 @@ def show(report: Report) -> None:
             print(f"    unknown: {o.unknown}")
     if repeats := _explained(report):
         print(f"\n{repeats}")
+    if report.promises:
+        print()
+    for of in dict.fromkeys(one.of for one in report.promises):
+        own = [one for one in report.promises if one.of == of]
+        named = next(one.says for one in own if one.field == "name")
+        claimed = [one for one in own if one.says != "nothing"]
+        open_ = [one.field for one in claimed if one.untried]
+        said = f"; not tried here: {', '.join(open_)}" if open_ else ""
+        print(f"{of}, {named}: {len(claimed) - len(open_)} of {len(claimed)} fields of its contract tried{said}")
     for doubt in report.doubts:
         print(f"\ndoubt: {doubt}")
     if report.counterexample:

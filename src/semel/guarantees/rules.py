@@ -160,8 +160,8 @@ def what_the_source_says(f: Facts) -> Finding | None:
     c = source.contract
     return Finding(
         c.guarantee,
-        f"{source.where}: a record is named by {c.identity}; the position is {c.position}; fenced by: {c.fence}; "
-        f"{c.replay}",
+        f"{c.name}, {source.where}: a record is named by {c.identity}; the position is {c.position}; fenced by: "
+        f"{c.fence}; {c.replay}",
     )
 
 
@@ -312,7 +312,7 @@ def _lacks(c: Contract) -> list[str]:
     """What keeps this contract from being more than at-least-once."""
     lacks = []
     appends = c.identity is Identity.EVENT_ID  # fenced by nobody: a zombie's rows are repeats like any other
-    if c.identity is Identity.NONE and not c.remembers_position:
+    if c.identity is Identity.NONE:
         lacks.append("nothing recognises a repeated write")
     if appends and not c.through:
         lacks.append("no view and no step removes the repeats")

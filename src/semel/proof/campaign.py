@@ -32,6 +32,7 @@ from semel.sinks import DuckDB, SQLite
 from semel.streams import graph as g
 from semel.verify import checkers
 from semel.verify.oracle import reckon, reckon_input, reckon_sink, untried
+from semel.verify.promises import Ran, disagreements, promises
 from semel.verify.schedule import (
     BROKER_STEPS,
     CUT_STEPS,
@@ -45,7 +46,7 @@ from semel.verify.schedule import (
     Kind,
     schedule,
 )
-from semel.verify.verdict import Output, Report
+from semel.verify.verdict import Output, Promise, Report
 from semel.verify.workload import workload
 
 WORKERS = 2
@@ -199,6 +200,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             kills_broker=storm.kills_broker, zombies=storm.zombies, refused=storm.refused,
             steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on, asked.mode)},
             struck={step.value: n for step, n in storm.struck.items()}, extra=_extra(stored),
+            promises=_promises(graph, storm, hits, stored),
             outputs=tuple(outputs), doubts=tuple(doubts), seconds=time.monotonic() - began, input_records=world.fed,
         )  # fmt: skip
     finally:
@@ -280,6 +282,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             kills_broker=0, zombies=storm.zombies, refused=storm.refused,
             steps={step.value: n for step, n in hits.items() if n or step in steps_of(graph, asked.on, asked.mode)},
             struck={step.value: n for step, n in storm.struck.items()}, extra=_extra(stored),
+            promises=_promises(graph, storm, hits, stored),
             outputs=tuple(outputs),
             doubts=(
                 *_doubts(graph, asked, storm, hits), *untried(graph, committed), *_never_stored_twice(sinks, stored)
@@ -317,7 +320,7 @@ def _prepare(graph: g.Graph, sinks: Mapping[str, Any]) -> None:
 
 def _doubts(graph: g.Graph, asked: Asked, storm: Storm | EmbeddedStorm, hits: Mapping[Step, int]) -> list[str]:
     """Why this run, though nothing was found, proves little (DESIGN §7)."""
-    doubts = []
+    doubts = disagreements(graph)
     missed = [s.value for s in steps_of(graph, asked.on, asked.mode) if not hits.get(s)]
     if missed:
         doubts.append(f"steps of the path that were never reached: {', '.join(missed)}")
@@ -329,6 +332,13 @@ def _doubts(graph: g.Graph, asked: Asked, storm: Storm | EmbeddedStorm, hits: Ma
         doubts.append("no zombie had a successor that got on at every sink: none was resumed")
     doubts += [f"not a crash of ours: {failure}" for failure in storm.failures]
     return doubts
+
+
+def _promises(
+    graph: g.Graph, storm: Storm | EmbeddedStorm, hits: Mapping[Step, int], stored: Mapping[str, int]
+) -> tuple[Promise, ...]:
+    kills = storm.kills_worker + storm.kills_broker
+    return promises(graph, Ran(storm.struck, hits, kills, storm.zombies, storm.refused, stored))
 
 
 def _stored(sinks: Mapping[str, Any]) -> dict[str, int]:

@@ -27,6 +27,8 @@ WHO = {
     **dict.fromkeys(
         ("claim", "batch", "cut", "object", "prepare", "decide", "settle", "rows", "position", "sink"), "delivery"
     ),
+    "ingest": "ingest",
+    "move": "a person",  # in no run; the contract kit has it
     **dict.fromkeys(("fenced", "stale"), "refusal"),
 }
 STEPS = {
@@ -61,7 +63,14 @@ STEPS = {
     "position.after": "after the position",
     "sink.before": "before the sink's commit",
     "sink.after": "the sink has committed, nobody else knows",
+    "move.part": "a part of a move by a person is done, the rest is not",
+    "ingest.claim": "the log has named this ingest as the owner of a lane, its positions are read",
+    "ingest.read": "a portion was read from the source, nothing of it is written",
+    "ingest.records": "its records are in the open transaction, its position is not",
+    "ingest.position": "both are in the transaction, it is not decided",
+    "ingest.commit": "the log has said: committed; the source has not heard of it",
     "fenced.log": "the log refused a superseded worker's transaction",
+    "fenced.source": "the log refused the transaction of a superseded ingest",
     "fenced.sink": "the sink refused a superseded owner's batch",
     "stale.sink": "rows as old as what the sink held, without effect",
 }
@@ -104,7 +113,7 @@ def page(
         *_tried(report, said),
         *_compared(report),
         *_untried(report, promised),
-        *_promised(promised, shown),
+        *_promised(report, promised, shown),
         *_again(report, occasion),
         "</main>",
         "<footer><p>Made by <code>semel verify --html</code>. This file loads nothing and runs nothing; it can be "
@@ -273,7 +282,7 @@ def _untried(report: Report, promised: Promised) -> list[str]:
     return parts
 
 
-def _promised(promised: Promised, shown: Callable[[str], str]) -> list[str]:
+def _promised(report: Report, promised: Promised, shown: Callable[[str], str]) -> list[str]:
     rows = []
     for path in promised.paths:
         because = '<ul class="examples">' + "".join(f"<li>{text(r)}</li>" for r in path.reasons) + "</ul>"
@@ -290,10 +299,29 @@ def _promised(promised: Promised, shown: Callable[[str], str]) -> list[str]:
         )
     head = ("path", ""), ("guarantee", ""), ("where the atomic commit ends", ""), ("because", ""), ("written at", "")
     return [
+        *_contracts(report),
         "<h2>What the program promises</h2>",
         "<p>By <code>semel check</code>, from the program alone. This is the promise that was put to the test; "
         f"the weakest path is <b>{text(promised.weakest)}</b>.</p>",
         *_table("Every path, from a source to an end.", head, rows),
+    ]
+
+
+def _contracts(report: Report) -> list[str]:
+    """Field by field: what is not claimed stands there, too."""
+    if not report.promises:
+        return []
+    rows = []
+    for one in report.promises:
+        times = '<span class="open">not here</span>' if one.untried else _n(one.times or 0)
+        rows.append((text(f"{one.of}: {one.field}"), [("", text(one.says)), ("", text(one.tried)), ("n", times)]))
+    return [
+        "<h2>What the contracts say, and how it was tried</h2>",
+        *_table(
+            "Every field of the contract of each sink and source.",
+            (("field", ""), ("it says", ""), ("tried by", ""), ("times", "n")),
+            rows,
+        ),
     ]
 
 

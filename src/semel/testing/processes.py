@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import cast
 
 from semel.contract import Fence, PositionIn, Settlement
+from semel.guarantees.words import once
 from semel.host.steps import read_counters
 from semel.ports import NoSteps, Step, TwoPhaseConnection
 from semel.testing.child import OFFSETS
 from semel.testing.subject import Entry, NotTried, Stand
-from semel.testing.trials import once, stored
+from semel.testing.trials import stored
 
 RECORDS = 400
 SIZES = (10, 7, 13, 3, 20)

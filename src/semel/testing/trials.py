@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import cast
 
 from msgspec import structs
 
@@ -19,111 +19,18 @@ from semel.contract import (
     Claim,
     Contract,
     Fence,
-    Guarantee,
     Identity,
     PositionIn,
-    Resolution,
     Row,
     Settlement,
 )
-from semel.guarantees.rules import lowered
+from semel.guarantees.words import disagreement, once
 from semel.ports import Done, Fenced, NotDone, Outcome, SinkConnection, Step, Unknown
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.testing.deciding import Deciding
 from semel.testing.subject import LOG, RUN, Counting, Crashed, NotTried, Stand
 
 Trial = Callable[[Stand], None]
-
-
-class Fields(NamedTuple):
-    """What the word of DESIGN's table allows each field to be."""
-
-    guarantee: Guarantee
-    identity: frozenset[Identity]
-    atomicity: frozenset[Atomicity]
-    remembers_position: bool
-    position: frozenset[PositionIn]
-    fence: frozenset[Fence]
-    resolution: frozenset[Resolution]
-    settlement: frozenset[Settlement]
-    window: bool = False
-    through: bool = False
-
-
-_ANY_POSITION = frozenset(PositionIn)
-_VISIBLE = frozenset((Atomicity.BATCH, Atomicity.RECORD))
-_AGAIN = frozenset((Resolution.SEND_AGAIN, Resolution.READ_BACK, Resolution.READ_POSITION_AFTER_CLAIM))
-_REPEATED = frozenset((Settlement.REPEATED, Settlement.CUT_REPEATED))
-
-WORDS = {
-    "Transactional": Fields(
-        Guarantee.EXACTLY_ONCE,
-        frozenset((Identity.OFFSET,)),
-        frozenset((Atomicity.BATCH,)),
-        True,
-        frozenset((PositionIn.SINK,)),
-        frozenset((Fence.EPOCH_IN_TRANSACTION, Fence.TRANSACTIONAL_ID)),
-        frozenset((Resolution.READ_POSITION_AFTER_CLAIM,)),
-        frozenset((Settlement.ROLLED_BACK,)),
-    ),
-    "Versioned": Fields(
-        Guarantee.EFFECTIVELY_ONCE,
-        frozenset((Identity.VERSION,)),
-        _VISIBLE,
-        False,
-        _ANY_POSITION,
-        frozenset((Fence.OLDER_VERSION_LOSES,)),
-        _AGAIN,
-        frozenset((Settlement.REPEATED,)),
-    ),
-    "Keyed": Fields(
-        Guarantee.EFFECTIVELY_ONCE,
-        frozenset((Identity.CUT, Identity.REQUEST_KEY)),
-        _VISIBLE,
-        False,
-        _ANY_POSITION,
-        frozenset((Fence.CREATE_ONLY, Fence.FIRST_ANSWER)),
-        _AGAIN,
-        _REPEATED,
-    ),
-    "Windowed": Fields(
-        Guarantee.ONCE_IN_WINDOW,
-        frozenset((Identity.TOKEN, Identity.CUT, Identity.REQUEST_KEY, Identity.VERSION)),
-        _VISIBLE,
-        False,
-        _ANY_POSITION,
-        frozenset((Fence.CREATE_ONLY, Fence.FIRST_ANSWER, Fence.OLDER_VERSION_LOSES)),
-        _AGAIN,
-        _REPEATED,
-        window=True,
-    ),
-    "TwoPhase": Fields(
-        Guarantee.EXACTLY_ONCE,
-        frozenset((Identity.CUT,)),
-        frozenset((Atomicity.BATCH,)),
-        False,
-        frozenset((PositionIn.DELIVERY_TOPIC, PositionIn.SINK)),
-        frozenset((Fence.TRANSACTIONAL_ID, Fence.EPOCH_IN_TRANSACTION)),
-        frozenset((Resolution.READ_DECISION,)),
-        frozenset((Settlement.DECIDED,)),
-    ),
-    "Deduplicated": Fields(
-        Guarantee.EFFECTIVELY_ONCE,
-        frozenset((Identity.EVENT_ID,)),
-        _VISIBLE,
-        False,
-        _ANY_POSITION,
-        frozenset(Fence),
-        _AGAIN,
-        _REPEATED,
-        through=True,
-    ),
-}
-
-
-def once(contract: Contract) -> bool:
-    """Whether it claims that a repeat has no second effect."""
-    return contract.guarantee.rank > Guarantee.AT_LEAST_ONCE.rank
 
 
 def _cut(contract: Contract) -> bool:
@@ -133,22 +40,8 @@ def _cut(contract: Contract) -> bool:
 
 def agreement(stand: Stand) -> None:
     """The contract's word, its fields and the type that `write` sees say one thing; `check` would print its label."""
-    c = stand.contract
-    weak = stand.sink.kind.__name__ == "Weak"
-    stand.require(weak or stand.sink.kind.__name__ == c.name, f"its type is {stand.sink.kind.__name__}, not {c.name}")
-    stand.require(weak != once(c), f"its type is {stand.sink.kind.__name__}, and it claims {c.guarantee}")
-    if (finding := lowered(c)) is not None:
-        stand.require(False, finding.reason)
-    if (word := WORDS.get(c.name)) is None:
-        return stand.require(weak, f"no contract is named {c.name!r}: {', '.join(WORDS)}, AtLeastOnce, AtMostOnce")
-    stand.require(c.guarantee is word.guarantee, f"{c.name} is {word.guarantee}, it claims {c.guarantee}")
-    for name in ("identity", "atomicity", "position", "fence", "resolution", "settlement"):
-        said, allowed = getattr(c, name), getattr(word, name)
-        stand.require(said in allowed, f"{c.name} with {name} {said!s}: it has {' or '.join(sorted(allowed))}")
-    for name in ("window", "through", "remembers_position"):
-        said, wanted = bool(getattr(c, name)), getattr(word, name)
-        stand.require(said == wanted, f"{c.name} {'has' if wanted else 'has no'} {name}")
-    return None
+    told = disagreement(stand.contract, stand.sink.kind.__name__)
+    stand.require(not told, told)
 
 
 def plain(stand: Stand) -> None:

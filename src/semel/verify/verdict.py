@@ -44,6 +44,21 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Promise:
+    """One field of the contract of one sink or source: what it says, and how the run put it to the test."""
+
+    of: str  # "sink totals", "source of orders"
+    field: str
+    says: str
+    tried: str  # by what; or why no run of this kind tries it
+    times: int | None  # how often; None: not tried here
+
+    @property
+    def untried(self) -> bool:
+        return not self.times
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """One run of `semel verify`."""
 
@@ -62,6 +77,7 @@ class Report:
     input_records: int = 0
     struck: dict[str, int] = field(default_factory=dict)  # … and how often a process was killed or stopped there
     extra: dict[str, object] = field(default_factory=dict)
+    promises: tuple[Promise, ...] = ()  # of every sink and source, field by field
 
     @property
     def verdict(self) -> Verdict:
@@ -78,6 +94,12 @@ class Report:
             if output.lost or output.repeated or output.wrong:
                 return f"{output.name}: " + "; ".join(output.examples[:3])
         return None
+
+    def _contracts(self) -> dict[str, dict[str, object]]:
+        found: dict[str, dict[str, object]] = {}
+        for one in self.promises:
+            found.setdefault(one.of, {})[one.field] = {"says": one.says, "tried": one.tried, "times": one.times}
+        return found
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -98,6 +120,7 @@ class Report:
             },
             "counterexample": self.counterexample,
             "doubts": list(self.doubts),
+            "contracts": self._contracts(),
             "seconds": round(self.seconds, 1),
             **self.extra,
         }
