@@ -301,28 +301,6 @@ def test_key_value_and_time_arrive_and_the_partition_is_javas(target: str, reque
         assert key is None or partition == partition_for(key, 5)
 
 
-def test_keys_and_values_are_written_as_topics_write_them(make_sink: MakeSink) -> None:
-    """bytes and text as they are, the rest as JSON; one field as such, several as an array; a delete under the same."""
-    sink = make_sink(key="customer")
-    assert (sink.encode_key(Total("a", 1)), sink.encode_deleted("a")) == (b"a", b"a")
-    assert make_sink(key="total").encode_key(Total("a", 1)) == b"1"
-    both = make_sink(key=("customer", "total"))
-    assert both.encode_key(Total("a", 1)) == both.encode_deleted(("a", 1)) == b'["a",1]'
-    plain = make_sink()
-    assert (plain.key, plain.encode_key(Total("a", 1)), plain.encode_deleted("a")) == ((), None, b"a")
-    assert plain.encode_deleted(7) == b"7"
-    assert [plain.encode_value(v) for v in (b"\xff", "é", Total("a", 1), {"x": [1]})] == [
-        b"\xff", "é".encode(), b'{"customer":"a","total":1}', b'{"x":[1]}',
-    ]  # fmt: skip
-    for bad in (float("nan"), object()):
-        with pytest.raises(SinkError, match="totals"):
-            plain.encode_value(bad)
-    with pytest.raises(SinkError, match="is no Total"):
-        make_sink(value=Total).encode_value("text")
-    with pytest.raises(SinkError, match="without a key"):
-        plain.encode_deleted(None)
-
-
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""`semel sink` on a bridge, with the app really run before and after: shown, rewound, adopted where the topic is gone."""
+"""`semel sink` on a bridge, with the app really run before and after: shown, rewound, and the topic deleted."""
 
 from __future__ import annotations
 
