@@ -292,6 +292,7 @@ SYSTEMS: dict[str, Any] = {
     "files": "bench.sinks_phases:files",
     "multipart": "bench.sinks_phases:multipart",
     "http": "bench.sinks_http:http",
+    "kafka": "bench.sinks_logs:kafka",
 }
 BY_NAME_ONLY = {"mongodb": "bench.sinks_versioned:mongodb"}  # its server is built, which takes minutes
 

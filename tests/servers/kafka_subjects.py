@@ -34,9 +34,43 @@ def by_stream(address: str, suffix: str) -> KafkaTopic:
     return KafkaTopic(f"kafka://{address}", "entries", partitions=PARTITIONS, hand_over_s=HAND_OVER_S).renamed(suffix)
 
 
-def messages(address: str, topic: str, isolation: str = "read_committed") -> list[Message]:
-    """What a reader finds, by the client library alone; partition by partition, in order."""
-    consumer = confluent_kafka.Consumer(
+def ready(address: str) -> None:
+    """Returns when transactions are served: their coordinator is loaded after the broker has begun to answer."""
+    settings = {"bootstrap.servers": address, "transactional.id": "a-test", "log_level": 0}
+    confluent_kafka.Producer(settings).init_transactions(60)
+
+
+def messages(address: str, topic: str) -> list[Message]:
+    """What a reader of committed records finds, by the client library alone; partition by partition, in order. Up to
+    the ends as they are: Apache Kafka answers a commit before its markers are written, and shows it a moment later."""
+    ends = {}
+    with contextlib.closing(_consumer(address, "read_uncommitted")) as looking:
+        known = looking.list_topics(topic, timeout=10).topics[topic]
+        if known.error is not None:
+            return []
+        for p in known.partitions:
+            ends[p] = looking.get_watermark_offsets(confluent_kafka.TopicPartition(topic, p), timeout=10)[1]
+    found: list[Message] = []
+    with contextlib.closing(_consumer(address, "read_committed")) as consumer:
+        consumer.assign([confluent_kafka.TopicPartition(topic, p, confluent_kafka.OFFSET_BEGINNING) for p in ends])
+        while ends:
+            came = consumer.consume(10_000, 0) or consumer.consume(1, 20)
+            assert came, f"{topic}: nothing came in 20 s, and its ends are {ends}"
+            for message in came:
+                partition, offset = message.partition(), message.offset()
+                assert partition is not None and offset is not None
+                if (error := message.error()) is None:
+                    found.append((message.key(), message.value(), message.timestamp()[1], partition))
+                elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
+                    if offset >= ends.get(partition, 0):
+                        ends.pop(partition, None)
+                elif not error.retriable():
+                    raise AssertionError(error.str())
+    return found
+
+
+def _consumer(address: str, isolation: str) -> confluent_kafka.Consumer:
+    return confluent_kafka.Consumer(
         {
             "bootstrap.servers": address,
             "group.id": "a-reader",
@@ -47,40 +81,17 @@ def messages(address: str, topic: str, isolation: str = "read_committed") -> lis
             "fetch.wait.max.ms": 10,
         }
     )
-    try:
-        known = consumer.list_topics(topic, timeout=10).topics[topic]
-        if known.error is not None:
-            return []
-        left = set(known.partitions)
-        consumer.assign([confluent_kafka.TopicPartition(topic, p, confluent_kafka.OFFSET_BEGINNING) for p in left])
-        found: list[Message] = []
-        while left:
-            message = consumer.poll(10)
-            assert message is not None, f"{topic}: nothing came in 10 s"
-            if (error := message.error()) is None:
-                found.append((message.key(), message.value(), message.timestamp()[1], message.partition()))
-            elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
-                left.discard(message.partition())
-            elif not error.retriable():
-                raise AssertionError(error.str())
-        return found
-    finally:
-        consumer.close()
 
 
 def open_transactions(address: str, ending: str) -> Sequence[str]:
     """Partitions of topics with this ending whose stable end lies below their end."""
-    consumer = confluent_kafka.Consumer({"bootstrap.servers": address, "group.id": "a-reader"})
-    both = {}
+    both: dict[tuple[str, int], list[int]] = {}
     for isolation in ("read_committed", "read_uncommitted"):
-        consumer = confluent_kafka.Consumer(
-            {"bootstrap.servers": address, "group.id": "a-reader", "isolation.level": isolation}
-        )
-        for name, topic in consumer.list_topics(timeout=10).topics.items():
-            for p in topic.partitions if ending in name else ():
-                at = confluent_kafka.TopicPartition(name, p)
-                both.setdefault((name, p), []).append(consumer.get_watermark_offsets(at, timeout=10)[1])
-        consumer.close()
+        with contextlib.closing(_consumer(address, isolation)) as consumer:
+            for name, topic in consumer.list_topics(timeout=10).topics.items():
+                for p in topic.partitions if ending in name else ():
+                    at = confluent_kafka.TopicPartition(name, p)
+                    both.setdefault((name, p), []).append(consumer.get_watermark_offsets(at, timeout=10)[1])
     return [f"{name}-{p} is open from {stable} to {end}" for (name, p), (stable, end) in both.items() if stable < end]
 
 

@@ -17,7 +17,8 @@ from semel.streams.graph import Graph
 from semel.streams.state import MemoryStore
 from semel.streams.topic import Topic
 from semel.streams.worker import Worker
-from semel.verify.oracle import Committed, Row, input_record, reckon, reckon_input
+from semel.verify.checkers import Entry
+from semel.verify.oracle import Committed, Row, input_record, reckon, reckon_input, reckon_log_sink
 from semel.verify.verdict import Output
 from tests.support.memlog import MemBroker, MemLog
 
@@ -205,3 +206,26 @@ def test_what_depends_on_when_commits_fell_is_unknown_and_not_broken() -> None:
     found = {o.name: o for o in reckon(graph, ran(graph)) if not o.good}
     assert set(found) == {"totals", "state seen"}
     assert all("depends on when commits fell" in o.unknown and not o.wrong for o in found.values())
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        ([(b"a", b"1"), (b"b", b"1"), (b"a", None), (b"a", b"1"), (None, b"x")], (0, 0, 0)),
+        ([(None, b"x"), (b"b", b"1"), (b"a", b"1"), (b"a", None), (b"a", b"1")], (0, 0, 0)),  # other keys, other order
+        ([(b"a", b"1"), (b"b", b"1"), (b"a", None), (None, b"x")], (1, 0, 0)),
+        ([(b"a", b"1"), (b"b", b"1"), (b"a", b"1"), (None, b"x")], (1, 0, 0)),  # the delete
+        ([(b"a", b"1"), (b"b", b"1"), (b"a", None), (b"a", b"1"), (None, b"x"), (b"b", b"1")], (0, 1, 0)),
+        ([(b"a", b"1"), (b"b", b"1"), (b"a", None), (b"b", b"1"), (None, b"x")], (1, 1, 0)),  # under another key
+        ([(b"a", b"1"), (b"b", b"1"), (b"a", b"1"), (b"a", None), (None, b"x")], (0, 0, 1)),  # deleted at the end
+    ],
+)
+def test_a_sink_that_is_a_log_is_compared_by_key_and_order(
+    there: list[tuple[bytes | None, bytes | None]], found: tuple[int, int, int]
+) -> None:
+    """A last value per key would not see a repeat, a lost delete that was written over, or a key that changed."""
+    wanted = [(b"a", b"1"), (b"b", b"1"), (b"a", None), (b"a", b"1"), (None, b"x")]
+    committed = [Entry("", key, value, f"outbox-0@{n}") for n, (key, value) in enumerate(wanted)]
+    output = reckon_log_sink("s", committed, there)
+    assert (output.lost, output.repeated, output.wrong) == found
+    assert bool(output.examples) == any(found)

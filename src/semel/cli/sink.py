@@ -413,6 +413,8 @@ def _effects(one: _Seen, renew: bool, incarnation: int) -> str:
 
     sink = one.sink
     match sink.contract.identity:
+        case Identity.OFFSET if hasattr(sink, "read_by_others"):
+            return "A record that comes again is appended once more: the readers of the topic see it again."
         case Identity.OFFSET if sink.key:
             return "A record that comes again writes its row again; rows may show older values until it is through."
         case Identity.OFFSET:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import confluent_kafka
 
+from semel.contract import Row
 from semel.host.kafka_client import (
     Address,
     KafkaError,
@@ -99,8 +100,14 @@ class KafkaOwner:
         sent = self.send([NewRecord(*at, key, value, now_ms) for key, value in records])
         return self.commit() if isinstance(sent, Done) else sent
 
-    def send(self, records: Sequence[NewRecord], *, acknowledged: bool = True) -> Outcome:
-        """As `ports.Ingestor`. Not `acknowledged`: handed to the client only; the next call waits for these, too."""
+    def send(self, records: Sequence[NewRecord]) -> Outcome:
+        return self._sent(lambda producer: self._written(producer, records))
+
+    def hand_over(self, topic: str, rows: Sequence[Row]) -> Outcome:
+        """As `send`, into the partitions that the keys choose, and without waiting: the next `send` waits for these."""
+        return self._sent(lambda producer: self._queued(producer, topic, rows))
+
+    def _sent(self, write: Callable[[confluent_kafka.Producer], Outcome]) -> Outcome:
         producer = self._producer
         if producer is None:
             return NotDone(f"a connection was lost in the transaction before; {self._id} is claimed again")
@@ -109,7 +116,7 @@ class KafkaOwner:
             self._lines.failures.clear()  # no transaction was open: what failed until now cannot be late for one
             self._failure = None
             self.untaken = []
-        outcome = self._written(producer, records, acknowledged)
+        outcome = write(producer)
         if not isinstance(outcome, Done):
             self._discard()
         return outcome
@@ -129,17 +136,28 @@ class KafkaOwner:
         """Whether the id is owned, as far as this side knows. Not so: nothing can be sent before `initialise`."""
         return self._producer is not None
 
-    def _written(self, producer: confluent_kafka.Producer, records: Sequence[NewRecord], acknowledged: bool) -> Outcome:
+    def _begun(self, producer: confluent_kafka.Producer) -> None:
+        if not self._open:
+            producer.begin_transaction()
+            self._open = True
+
+    def _queued(self, producer: confluent_kafka.Producer, topic: str, rows: Sequence[Row]) -> Outcome:
+        try:
+            self._begun(producer)
+            produce = producer.produce
+            for row in rows:
+                produce(topic, row.value, row.key, -1, None, None, row.timestamp_ms)
+        except (KafkaException, SystemError, BufferError) as failed:
+            return self._not_done(failed)
+        return Done()
+
+    def _written(self, producer: confluent_kafka.Producer, records: Sequence[NewRecord]) -> Outcome:
         commit_s = min(COMMIT_TIMEOUT_S, self._at.patience_s())
         try:
-            if not self._open:
-                producer.begin_transaction()
-                self._open = True
+            self._begun(producer)
             for topic, partition, key, value, timestamp_ms, headers in records:
                 given: Any = list(headers) if headers else None
                 producer.produce(topic, value, key, partition, None, None, timestamp_ms, given)
-            if not acknowledged:
-                return Done()
             unsent = self._watchdog.call(partial(producer.flush, commit_s), commit_s + SLACK_S)
         except (KafkaException, SystemError, BufferError, Stuck) as failed:
             return self._not_done(failed)

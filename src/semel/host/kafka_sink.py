@@ -355,12 +355,10 @@ class KafkaTopicConnection:
         return outcome
 
     def _committed(self, lane: _Lane, delivery: DeliveryId, now: Record, rows: Sequence[Row]) -> Outcome:
-        owner, reached, topic = lane.owner, self._steps.reached, self._sink.topic
+        owner, reached = lane.owner, self._steps.reached
         position = NewRecord(*self._places[delivery], _key(delivery), msgspec.json.encode(now), _now_ms())
         reached(Step.ROWS_BEFORE)
-        sent = owner.send(
-            [NewRecord(topic, -1, row.key, row.value, row.timestamp_ms) for row in rows], acknowledged=False
-        )
+        sent = owner.hand_over(self._sink.topic, rows)
         if isinstance(sent, Done):
             reached(Step.ROWS_AFTER)
             reached(Step.POSITION_BEFORE)
@@ -376,15 +374,19 @@ class KafkaTopicConnection:
         return _at(self._sink.where, outcome)
 
     def _look_at(self, rows: Sequence[Row]) -> None:
-        most = self._bytes_max - OVERHEAD_BYTES
-        for row in rows:
-            size = len(row.key or b"") + len(row.value or b"")
-            if size > most:
-                raise RowRefused(
-                    f"it has {size:,} bytes; {MAX_BYTES} of {self._sink.topic} is {self._bytes_max:,}", row.offset
-                )
-        if self._keyed_only and (bare := next((row for row in rows if row.key is None), None)):
-            raise RowRefused(f"it has no key, and {self._sink.topic} is compacted", bare.offset)
+        """Raises RowRefused for the first record that the topic will not take, as far as it says so. No statement per
+        record where all is well."""
+        most, keys = self._bytes_max - OVERHEAD_BYTES, [row.key for row in rows]
+        largest = max(map(len, filter(None, keys)), default=0)
+        largest += max((len(row.value) for row in rows if row.value is not None), default=0)
+        if largest > most:
+            sizes = ((row, len(row.key or b"") + len(row.value or b"")) for row in rows)
+            for row, size in sizes:
+                if size > most:
+                    what = f"it has {size:,} bytes; {MAX_BYTES} of {self._sink.topic} is {self._bytes_max:,}"
+                    raise RowRefused(what, row.offset)
+        if self._keyed_only and None in keys:
+            raise RowRefused(f"it has no key, and {self._sink.topic} is compacted", rows[keys.index(None)].offset)
 
     def _refused(self, owner: KafkaOwner, rows: Sequence[Row]) -> None:
         """Raises RowRefused when the broker refused a record that it will never take, and it can be told which one. Of
