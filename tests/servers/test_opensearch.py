@@ -27,9 +27,12 @@ from semel.testing.subject import Counting
 from tests.servers import opensearch_subjects as subjects
 from tests.servers import redis_subjects
 from tests.servers.opensearch_subjects import asked
+from tests.servers.test_orphans import IN_OPENSEARCH, found
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Altered, Planted
 from tests.sinks.values import Total, claimed, deleted, held, opened, rows
+from tests.support import inventories
+from tests.support.campaigns import Place
 from tests.support.opensearch import OpenSearchProcess
 from tests.support.redis import RedisProcess, redis_server, valkey_server
 from tests.support.verifying import verified
@@ -49,6 +52,12 @@ class TestOpenSearch(ContractTests):
     @pytest.fixture
     def subject(self, node: OpenSearchProcess) -> Subject:
         return subjects.subject(subjects.documents, node)
+
+
+def test_what_is_planted_is_found(node: OpenSearchProcess) -> None:
+    """An index and an alias that a run has left behind."""
+    found(Place({"EVERY_OPENSEARCH": node.url}, lambda: inventories.opensearch(node.url)), IN_OPENSEARCH)
+    asked(node.url, "DELETE", "/left-behind")
 
 
 @pytest.fixture
