@@ -101,7 +101,9 @@ class Result:
 
     @property
     def holds(self) -> bool:
-        return self.verdict == "holds" and not self.left and self.kills >= self.crashes and self.refused > 0
+        # An embedded log has one owner; with sources no zombie is made of a copy of it.
+        refused = self.refused > 0 or (self.on == "embedded" and not self.zombies)
+        return self.verdict == "holds" and not self.left and self.kills >= self.crashes and refused
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "said"}
