@@ -63,7 +63,10 @@ class SourceConnection(Protocol):
 
 
 class SourceTrial(Protocol):
-    """A renamed source as `semel verify` uses it: its own files or table, filled while the ingest reads."""
+    """A renamed source as `semel verify` uses it: its own files or table, filled while the ingest reads.
+    `after_the_start`: only once a position of it is committed."""
+
+    after_the_start: bool
 
     def prepare(self) -> None: ...
     def add(self, rows: Sequence[Any]) -> int:

@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,10 +207,10 @@ def test_the_choice_can_be_taken(make: MakeSink) -> None:
     assert held(connection) == [("a", 7)]
 
 
-def test_verify_holds(ferret: FerretProcess) -> None:
+def test_verify_holds(tmp_path: Path) -> None:
     """`semel verify`, 24 kills and more, at every step; afterwards nothing of the run is left."""
-    from tests.support.verifying import verified
+    from tests.support.campaigns import IMITATED
+    from tests.support.campaigns import run as campaign
 
-    url = ferret.url.replace("/test", "/verify")
-    verified("versioned", ["sink mongodb"], 24, {"VERSIONED_MONGODB": url})
-    assert not subjects.left(url, "")
+    found = campaign(IMITATED["mongodb"], tmp_path, crashes=24, seed=3, lossy=True)
+    assert found.holds, f"{found.as_json()}\n{found.said}"

@@ -25,14 +25,14 @@ from semel.testing.contracts import ContractTests, Refused, Subject, run
 from semel.testing.proxy import TcpProxy
 from semel.testing.subject import Counting
 from tests.servers import opensearch_subjects as subjects
-from tests.servers import redis_subjects
 from tests.servers.opensearch_subjects import asked
+from tests.servers.test_orphans import IN_OPENSEARCH, found
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Altered, Planted
 from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, rows
+from tests.support import inventories
+from tests.support.campaigns import Place
 from tests.support.opensearch import OpenSearchProcess
-from tests.support.redis import RedisProcess, redis_server, valkey_server
-from tests.support.verifying import verified
 
 _numbers = itertools.count()
 
@@ -49,6 +49,12 @@ class TestOpenSearch(ContractTests):
     @pytest.fixture
     def subject(self, node: OpenSearchProcess) -> Subject:
         return subjects.subject(subjects.documents, node)
+
+
+def test_what_is_planted_is_found(node: OpenSearchProcess) -> None:
+    """An index and an alias that a run has left behind."""
+    found(Place({"EVERY_OPENSEARCH": node.url}, lambda: inventories.opensearch(node.url)), IN_OPENSEARCH)
+    asked(node.url, "DELETE", "/left-behind")
 
 
 @pytest.fixture
@@ -499,21 +505,6 @@ def test_field_names_that_would_become_others_are_refused(make: MakeSink) -> Non
     with pytest.raises(SinkError, match="a point makes two fields"):
         make(value=value_type).open().prepare(None)
     assert isinstance(make(url="http://127.0.0.1:1").open().prepare(Total), NotDone)
-
-
-def test_verify_holds_on_redis_valkey_and_opensearch(node: OpenSearchProcess, tmp_path: Path) -> None:
-    """`semel verify`: 24 kills and more, at every step of the path, zombies without effect, nothing lost, repeated or
-    put back; afterwards no key, no index and no alias of the run is left."""
-    with (
-        RedisProcess(redis_server(), tmp_path / "redis") as redis,
-        RedisProcess(valkey_server(), tmp_path / "valkey") as valkey,
-    ):
-        outputs = ["sink redis", "sink valkey", "sink opensearch"]
-        environ = {"REDIS": redis.url, "VALKEY": valkey.url, "OPENSEARCH": node.url}
-        verified("versioned", outputs, 24, {f"VERSIONED_{name}": url for name, url in environ.items()})
-        for url in (redis.url, valkey.url):
-            assert not redis_subjects.left(url, "")
-    assert not [name for name in subjects.left(node.url, "") if "latest" in name]
 
 
 def test_a_missing_extra_says_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:

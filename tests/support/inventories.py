@@ -64,7 +64,8 @@ def mariadb(url: str) -> set[str]:
 
     found = set()
     for kind, statement in MARIADB.items():
-        found |= {f"{kind} {row[-1]!s}" for row in query(url, statement)}
+        rows = query(url, statement)
+        found |= {f"{kind} {one.decode() if isinstance(one := row[-1], bytes) else one}" for row in rows}
     return found
 
 

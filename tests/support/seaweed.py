@@ -14,7 +14,7 @@ from types import TracebackType
 from semel.host.free_port import free_port
 from tests.sinks.subjects import S3_BUCKET, S3_KEY, S3_SECRET, s3_options
 
-READY_S_MAX = 60.0
+READY_S_MAX = 120.0
 PORT_MAX = 22_000  # each port's gRPC twin is 10,000 above it, and is not to be in the ephemeral range either
 
 

@@ -247,8 +247,12 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             cuts=_by_cuts(graph), phases=_in_phases(graph), sources=_fed(graph),
             file_sinks=any(_is_file(s) for s in graph.sinks.values()), directed=asked.directed,
         )  # fmt: skip
-        # The broker's steps are this process's too; without a sink nobody could fence a zombie.
-        faults = [f for f in (*plan.workers[0], *plan.broker) if f.kind is not Kind.ZOMBIE or graph.sinks]
+        # The broker's steps are this process's too; without a sink nobody could fence a zombie. And a source has one
+        # reader: two copies of a log would share a slot and a port, and what one of them let go of the other has not.
+        zombies = bool(graph.sinks) and not _fed(graph)
+        faults = [f for f in (*plan.workers[0], *plan.broker) if f.kind is not Kind.ZOMBIE or zombies]
+        if _fed(graph):
+            say("no zombies on an embedded log with sources: its copy would read from them, too")
         faults = [replace(f, kind=Kind.STEP) if f.kind in (Kind.HANDOVER, Kind.LATE) else f for f in faults]
         dice.shuffle(faults)
         # Something is left in doubt for who is to be killed while it settles.

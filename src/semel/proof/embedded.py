@@ -25,6 +25,7 @@ from semel.ports import Connection, NewTopic, Step, TopicPartition
 from semel.proof.feeding import Feeding
 from semel.proof.processes import STEPS, Child, ProofError, semel_command
 from semel.proof.world import PARTITIONS, read_back
+from semel.sources.positions import ENDING as POSITIONS_ENDING
 from semel.streams import graph as g
 from semel.verify.oracle import Committed, input_record
 from semel.verify.schedule import Fault, Kind
@@ -67,13 +68,14 @@ class EmbeddedStorm:
     history: dict[str, list[int]] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
     feeding: Feeding = field(init=False)
+    _begun: set[str] = field(default_factory=set)  # topics of sources that have a position
     _input: deque[tuple[str, Given]] = field(default_factory=deque)
     _slice: int = 1
     _copies: int = 0
     _moved_at_kill: int = -1
 
     def __post_init__(self) -> None:
-        self.feeding = Feeding(self.graph, self.prefix)
+        self.feeding = Feeding(self.graph, self.prefix, lambda name: name in self._begun)
 
     @property
     def data(self) -> Path:
@@ -96,6 +98,7 @@ class EmbeddedStorm:
         """The next slice of input, round and round. Nobody may hold the folder."""
         engine = Engine(self.data)
         log = EmbeddedLog(engine)
+        self._begun |= {name for name in self.feeding.topics if self._has_position(log, name)}
         for _ in range(min(self._slice * slices, len(self._input))):
             name, one = self._input[0]
             self._input.rotate(-1)
@@ -109,6 +112,10 @@ class EmbeddedStorm:
         log.flush()
         log.close()
         engine.close()
+
+    def _has_position(self, log: EmbeddedLog, name: str) -> bool:
+        at = TopicPartition(f"{self.prefix}{name}{POSITIONS_ENDING}", 0)
+        return at.topic in log.topics() and any(r.offsets for r in log.read(at, 0, log.ends([at])[at]))
 
     # --- the storm ---
 

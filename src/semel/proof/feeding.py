@@ -5,7 +5,7 @@ Invariant: what a source must have put into its topic is read back from the sour
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from semel.errors import SemelError
 from semel.host.ingesting import fed_topics
@@ -22,9 +22,12 @@ AT_ONCE = 40  # rows that are added together
 
 
 class Feeding:
-    """`topics`: those that are filled here and not by writing to them."""
+    """`topics`: those that are filled here and not by writing to them. `begun(topic)`: whether a position of its source
+    is committed. Where changes are read, those before it are none: a snapshot shows what they came to, and an ingest
+    that dies within its first one begins with another."""
 
-    def __init__(self, graph: g.Graph, prefix: str) -> None:
+    def __init__(self, graph: g.Graph, prefix: str, begun: Callable[[str], bool]) -> None:
+        self._begun = begun
         self.topics: dict[str, AnyTopic] = {topic.name: topic for topic in fed_topics(graph)}
         self._trials: dict[str, SourceTrial] = {}
         self._waiting: dict[str, list[Given]] = {name: [] for name in self.topics}
@@ -49,6 +52,8 @@ class Feeding:
 
     def flush(self) -> None:
         for name, waiting in self._waiting.items():
+            if self._trials[name].after_the_start and not self._begun(name):
+                continue
             topic = self.topics[name]
             rows = [plain(topic, one.value) for one in waiting if one.value is not None]
             self._added[name] += self._trials[name].add(rows)

@@ -32,6 +32,7 @@ from semel.ports import (
 )
 from semel.proof.feeding import Feeding
 from semel.proof.processes import ProofError
+from semel.sources.positions import ENDING as POSITIONS_ENDING
 from semel.sources.positions import GROUP_ENDING
 from semel.streams import graph as g
 from semel.verify.oracle import Committed, Row, input_record, origin_of
@@ -56,7 +57,8 @@ class World:
         self.partitions = partitions
         self.log = ClusterLog(url, group=prefix + graph.app)
         self.sources = {n.topic.name: n.topic for n in graph.nodes if isinstance(n, g.Read)}
-        self.feeding = Feeding(graph, prefix)
+        self.feeding = Feeding(graph, prefix, self._begun)
+        self._with_position: set[str] = set()
         self.waiting: deque[tuple[str, Given]] = deque()
         self._input: list[tuple[str, Given]] = []
         self.fed = 0
@@ -245,6 +247,18 @@ class World:
                     return True
             time.sleep(0.2)
         return False
+
+    def _begun(self, name: str) -> bool:
+        """Whether a position of this topic's source is committed; what is undecided is not waited for."""
+        if name not in self._with_position:
+            at = TopicPartition(f"{self.prefix}{name}{POSITIONS_ENDING}", 0)
+            with contextlib.suppress(KafkaException, LogLost):  # not made yet, a broker that is down for a moment
+                # Of a read_committed consumer the high watermark is the last stable offset.
+                asker = self._asker(at.topic, stable=True)
+                _, decided = asker.get_watermark_offsets(At(at.topic, at.partition), ANSWER_S)
+                if decided > 0 and self._reader.read({at: (0, decided)})[at]:
+                    self._with_position.add(name)
+        return name in self._with_position
 
     def _ingested(self) -> bool:
         """Whether the sources' topics hold as many records as were put into the sources."""

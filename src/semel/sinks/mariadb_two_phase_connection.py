@@ -66,7 +66,10 @@ class PreparedConnection:
 
     def _xid(self, delivery: DeliveryId, attempt: Attempt) -> str:
         self._prefix(delivery)
-        name = (name_of(delivery, attempt, self._sink.where) + self._ending).encode()
+        return self._spelled(name_of(delivery, attempt, self._sink.where))
+
+    def _spelled(self, what: str) -> str:
+        name = (what + self._ending).encode()
         return f"X'{name[:PART_BYTES].hex()}', X'{name[PART_BYTES:].hex()}'"
 
     def _prepared(self, connection: Any) -> list[str]:
@@ -292,6 +295,13 @@ class PreparedConnection:
         return self._plain.canonical(value)
 
     def drop(self) -> None:
+        """Also what is prepared and was never decided (a run of verify that was interrupted): it holds the tables, and
+        would outlive them."""
+        if self._sink.suffix:
+            connection = self._plain._connected()
+            for name in self._prepared(connection):
+                with contextlib.suppress(pymysql.MySQLError):  # gone, or of a session that ends in a moment
+                    execute(connection, f"XA ROLLBACK {self._spelled(name)}")
         self._plain.drop()
 
     def close(self) -> None:

@@ -260,6 +260,9 @@ class MultipartConnection:
     def drop(self) -> None:
         if not self._sink.plain.suffix:
             raise SinkError(f"{self._sink.where}: semel removes only objects that it has named itself.")
+        for upload in self._uploads(""):  # never decided: a run of verify that was interrupted
+            if attempt_of(upload.key) is not None:
+                self._aborted(upload)
         self._store.clear()
 
     def close(self) -> None:

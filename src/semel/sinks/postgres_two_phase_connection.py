@@ -287,6 +287,12 @@ class PreparedConnection:
         return self._plain.canonical(value)
 
     def drop(self) -> None:
+        """Also what is prepared and was never decided (a run of verify that was interrupted): it holds the tables, and
+        would outlive them."""
+        if self._sink.suffix:
+            for gid in self.in_doubt():
+                with contextlib.suppress(errors.UndefinedObject):
+                    self._session.connected().execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
         self._plain.drop()
 
     def close(self) -> None:

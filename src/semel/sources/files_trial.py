@@ -24,6 +24,8 @@ ROWS_PER_FILE = 400
 
 
 class FilesTrial:
+    after_the_start = False
+
     def __init__(self, source: Files, topic: Any) -> None:
         self._source, self._topic = source, topic
         self._folder = Path(source.base)

@@ -27,6 +27,8 @@ PAUSE_S = 0.05
 
 
 class EndpointTrial:
+    after_the_start = False
+
     def __init__(self, source: HTTPEndpoint, topic: Any) -> None:
         self._source, self._topic = source, topic
         self._plain = topic.value_serde.type in (str, bytes)

@@ -12,7 +12,7 @@ positions again and goes on from there, whatever became of that transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ from semel.record.murmur2 import partition_for
 from semel.sinks.trouble import Trouble, pause_ms
 from semel.source_ports import Portion, Source, SourceConnection, SourceRow
 from semel.sources import positions
-from semel.sources.source import SourceError
+from semel.sources.source import SourceDiverged, SourceError
 
 RECORDS_MAX = 5_000  # of one transaction
 FENCED_MS = 500  # the group tells a superseded member that it is one within a heartbeat: time to hear it
@@ -193,8 +193,11 @@ class Ingest:
         connection = self._source.open(self._declared, lane.at.partition, self._follow)
         try:
             claimed = connection.claim(found)
-        except SourceError:
+        except SourceError as why:
             connection.close()
+            if isinstance(why, SourceDiverged) and (newer := self._overtaken(lane, found)):
+                self._steps.reached(Step.SOURCE_FENCED)
+                return self._later(lane, newer, FENCED_MS)
             raise
         if isinstance(claimed, NotDone):
             connection.close()
@@ -202,6 +205,17 @@ class Ingest:
         lane.connection = connection
         self._steps.reached(Step.INGEST_CLAIM)
         return None
+
+    def _overtaken(self, lane: _Lane, found: Mapping[str, bytes]) -> str:
+        """What differs from the log may be ahead of what we have read there: another owner has taken the lane over
+        since and has read on, and its source has let go of that. What a source lets go of is in the log before."""
+        try:
+            now = positions.read(self._log, lane.at, self._topic, lane.topic_id, self._source.contract.name)
+        except positions.Undecided as why:
+            return str(why)
+        if now == found:
+            return ""
+        return f"{self._source.where}: another ingest has taken over and read on"
 
     def _later(self, lane: _Lane, reason: str, at_least_ms: int = 0) -> None:
         """Ends the claim; another one is tried after a pause that grows."""

@@ -31,6 +31,7 @@ from semel.sources.postgres_changes import PostgresChanges
 from semel.sources.postgres_session import ReadingSession
 from semel.sources.source import Coder, Refused, SourceDiverged, SourceError, excerpt, shown
 
+OVERTAKEN_MS = 5_000  # by then the group has told a superseded owner
 LAG_BYTES_MAX = 16 << 20  # of write-ahead log without a change of this table, until the position follows it
 
 
@@ -51,6 +52,7 @@ class ChangesConnection:
         self._name = f"changes {source.table}"
         self._table = sql.Identifier(*filter(None, (source.schema, source.table_name)))
         self._known: ChangesAt | None = None
+        self._abandoned = ""  # where the slot stood when this was claimed without a position; "": there was none
         self._system, self._oid = "", 0
         self._maker: psycopg.Connection[Any] | None = None  # keeps the snapshot while it is read
         self._reader: psycopg.Connection[Any] | None = None
@@ -97,6 +99,11 @@ class ChangesConnection:
             self._system = str(found[0]) if found else ""
         if self._known is not None:
             self._same(connection, self._known)
+            return
+        slot = connection.execute(
+            "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = %s", (self._source.slot,)
+        ).fetchone()
+        self._abandoned = slot[0] if slot else ""
 
     def _same(self, connection: psycopg.Connection[Any], known: ChangesAt) -> None:
         where = self._source.where
@@ -122,8 +129,8 @@ class ChangesConnection:
 
     # --- the snapshot -----------------------------------------------------------------------------------------------
 
-    def _begin(self, connection: psycopg.Connection[Any]) -> None:
-        """The publication, the slot, and the snapshot of its consistent point."""
+    def _begin(self, connection: psycopg.Connection[Any]) -> bool:
+        """The publication, the slot, and the snapshot of its consistent point. False: somebody made the slot since."""
         slot, name = self._source.slot, sql.Identifier(self._source.slot)
         published = connection.execute("SELECT 1 FROM pg_publication WHERE pubname = %s", (slot,)).fetchone()
         if published is None:
@@ -132,10 +139,19 @@ class ChangesConnection:
                     name, self._table
                 )
             )
-        # Of an ingest that ended within its snapshot: nothing of it is in the log.
+        # Of an ingest that ended within its snapshot: nothing of it is in the log. Only the one that was there when we
+        # claimed: a later one is of an ingest that took over while this one stood still, and its changes are its own.
         connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", (slot,)
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
+            "WHERE slot_name = %s AND confirmed_flush_lsn::text IS NOT DISTINCT FROM %s",
+            (slot, self._abandoned),
         )
+        there = connection.execute(
+            "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = %s", (slot,)
+        ).fetchone()
+        if there is not None:
+            self._abandoned = there[0]  # whoever still owns the lane after a while may take it for abandoned
+            return False
         self._maker = psycopg.connect(make_conninfo(self._source.dsn, replication="database"), autocommit=True)
         made = self._maker.execute(
             sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')").format(name)
@@ -148,10 +164,11 @@ class ChangesConnection:
         self._reader.execute(sql.SQL("DECLARE rows_there CURSOR FOR SELECT * FROM {}").format(self._table))
         high, low = (int(part, 16) for part in point.split("/"))
         self._point = high << 32 | low
+        return True
 
     def _snapshot(self, connection: psycopg.Connection[Any], count: int) -> Portion:
-        if self._reader is None:
-            self._begin(connection)
+        if self._reader is None and not self._begin(connection):
+            return Portion(idle_ms=OVERTAKEN_MS)
         assert self._reader is not None
         there = self._reader.execute(sql.SQL("FETCH {} FROM rows_there").format(sql.Literal(count))).fetchall()
         rows = [self._row("read", None, row, "its snapshot") for row in there]

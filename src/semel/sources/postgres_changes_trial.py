@@ -24,6 +24,8 @@ DELETE_EVERY = 5  # of those whose key is there
 
 
 class ChangesTrial:
+    after_the_start = True
+
     def __init__(self, source: PostgresChanges, topic: Any) -> None:
         self._source, self._coder = source, Coder(topic, source.key)
         self._table = sql.Identifier(*filter(None, (source.schema, source.table_name)))

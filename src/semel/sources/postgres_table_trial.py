@@ -23,6 +23,8 @@ from semel.sources.source import Coder, SourceError
 
 
 class TableTrial:
+    after_the_start = False
+
     def __init__(self, source: PostgresTable, topic: Any) -> None:
         self._source, self._topic = source, topic
         self._table = sql.Identifier(*filter(None, (source.schema, source.table_name)))

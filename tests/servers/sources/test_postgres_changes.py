@@ -15,6 +15,7 @@ from semel import Topic
 from semel.host.postgres import PostgresServer
 from semel.ports import Step
 from semel.sources import Change, PostgresChanges, pgoutput
+from semel.sources.postgres_changes_connection import ChangesConnection
 from semel.sources.source import SourceDiverged, SourceError
 from tests.sources.world import Died, Reader, die, keys, values
 from tests.support.outboxlog import OutboxLog
@@ -179,6 +180,52 @@ def test_a_slot_that_is_gone_or_ahead_stops_it(topic: Declared) -> None:
         connection.execute("SELECT pg_drop_replication_slot(%s)", (topic.source.slot,))
     with pytest.raises(SourceDiverged, match="is gone"):
         Reader(log, topic, follow=True).turn(3)
+
+
+def test_who_was_overtaken_while_it_claimed_is_told_so(topic: Declared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read the positions, stands still, and its heir reads on: the slot is ahead of what it has read, not of the
+    log. (`semel verify`, 142 kills: a worker took that for a log put back, told its user to read into another topic,
+    and ended.)"""
+    log = OutboxLog()
+    Reader(log, topic, follow=True).turn(3)
+    with connect(topic) as connection:
+        insert(connection, 1)
+    opened = PostgresChanges.open
+
+    def late(self: PostgresChanges, *words: Any) -> Any:
+        monkeypatch.undo()
+        heirs.append(Reader(log, topic, follow=True))
+        heirs[0].turn(3)
+        return opened(self, *words)
+
+    heirs: list[Reader] = []
+    said: list[str] = []
+    monkeypatch.setattr(PostgresChanges, "open", late)
+    Reader(log, topic, follow=True, say=said.append).turn(1)
+    assert len(said) == 1 and "another ingest has taken over and read on; nothing is lost, trying again" in said[0]
+    assert changes(log) == [("insert", None, "n1")]
+
+
+def test_who_comes_back_late_drops_no_slot_of_its_heir(topic: Declared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S17: it has claimed a table that was never read, and stands still; its heir makes the slot and goes on. What the
+    late one finds then is not what its own predecessor left."""
+    log = OutboxLog()
+    claim = ChangesConnection.claim
+    heirs: list[Reader] = []
+
+    def late(self: ChangesConnection, found: Any) -> Any:
+        monkeypatch.undo()
+        claimed = claim(self, found)
+        heirs.append(Reader(log, topic, follow=True))
+        heirs[0].turn(3)
+        return claimed
+
+    monkeypatch.setattr(ChangesConnection, "claim", late)
+    Reader(log, topic, follow=True).turn(3)
+    with connect(topic) as connection:
+        insert(connection, 1)
+    Reader(log, topic, follow=True).turn(3)
+    assert len(heirs) == 1 and changes(log) == [("insert", None, "n1")]
 
 
 def test_a_large_value_that_an_update_does_not_touch(topic: Declared) -> None:

@@ -1,0 +1,47 @@
+"""`semel verify` on every sink against its real server: killed at every step of the path, zombies refused, requests and
+answers lost on the wire, nothing lost, repeated or put back, and nothing left behind in the system, on the disk or
+among the processes. The same campaigns with 100 kills each: `make proof WHAT=sinks`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.campaigns import SINKS, Campaign, all_of, run
+
+# By campaign, or several in one app: how many kills, and which of their sinks where not all of them.
+SHORT: dict[str, tuple[int, tuple[str, ...]]] = {
+    "mariadb+versioned": (24, ()),
+    "redis+valkey+opensearch": (24, ()),
+    "duckdb+delta+iceberg": (16, ("duckdb-latest", "delta-each", "iceberg-latest")),
+    "two-phase": (30, ()),
+    "xa+objects+multipart+files": (16, ()),
+    "http": (8, ()),
+}
+# Tried elsewhere: the flights go to Postgres and SQLite, and appended rows have a page made of them.
+ELSEWHERE = {
+    "postgres": "tests/servers/test_verify.py::test_exactly_once_holds",
+    "sqlite": "tests/servers/test_verify.py::test_exactly_once_holds",
+    "appended": "tests/servers/test_appended.py::test_verify_reads_through_the_view",
+}
+
+
+def campaign_of(names: str, only: tuple[str, ...]) -> Campaign:
+    found = [SINKS[name] for name in names.split("+")]
+    made = all_of(found) if len(found) > 1 else found[0]
+    return replace(made, sinks=only) if only else made
+
+
+@pytest.mark.parametrize("names", SHORT)
+def test_a_sink_holds(names: str, tmp_path: Path) -> None:
+    crashes, only = SHORT[names]
+    found = run(campaign_of(names, only), tmp_path, crashes=crashes, seed=3, lossy=True)
+    assert found.holds, f"{found.as_json()}\n{found.said}"
+    assert found.zombies >= found.refused >= 1
+
+
+def test_each_has_its_place() -> None:
+    """No sink is left out of this tier but the second way to reach one."""
+    assert {name for names in SHORT for name in names.split("+")} | ELSEWHERE.keys() == SINKS.keys() - {"delta-s3"}
