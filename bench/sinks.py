@@ -291,7 +291,7 @@ SYSTEMS: dict[str, Any] = {
     "mariadb-two-phase": "bench.sinks_phases:mariadb",
     "files": "bench.sinks_phases:files",
     "multipart": "bench.sinks_phases:multipart",
-    "http": "bench.sinks_http:http",
+    "http": "bench.sinks_http:http_",
 }
 BY_NAME_ONLY = {"mongodb": "bench.sinks_versioned:mongodb"}  # its server is built, which takes minutes
 
