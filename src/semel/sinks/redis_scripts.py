@@ -25,8 +25,21 @@ local batch = cmsgpack.unpack(ARGV[5])
 local offsets, payloads = batch[1], batch[2]
 local marks, rows, gone, hashes = {}, {}, {}, {}
 local now, json, taken = ':' .. ARGV[3], ARGV[2] == 'json', 0
+local found = {}
+for from = 1, #KEYS / 2, 1000 do
+  local names, missing = {}, {}
+  for row = from, math.min(from + 999, #KEYS / 2) do names[#names + 1] = KEYS[2 * row] end
+  for at, mark in ipairs(redis.call('MGET', unpack(names))) do
+    found[from + at - 1] = mark
+    if not mark then missing[#missing + 1] = names[at] end
+  end
+  -- MGET says of what is no string that it is not there.
+  if #missing > 0 and redis.call('EXISTS', unpack(missing)) > 0 then
+    for _, name in ipairs(missing) do redis.call('GET', name) end
+  end
+end
 for row = 1, #KEYS / 2 do
-  local mark = redis.call('GET', KEYS[2 * row])
+  local mark = found[row]
   local fresh = true
   if mark then
     local incarnation, offset = mark:match('^(%d+):(%d+)')
