@@ -291,10 +291,12 @@ SYSTEMS: dict[str, Any] = {
     "mariadb-two-phase": "bench.sinks_phases:mariadb",
     "files": "bench.sinks_phases:files",
     "multipart": "bench.sinks_phases:multipart",
-    "http": "bench.sinks_http:http",
+    "http": "bench.sinks_http:http_",
     "kafka": "bench.sinks_logs:kafka",
 }
 BY_NAME_ONLY = {"mongodb": "bench.sinks_versioned:mongodb"}  # its server is built, which takes minutes
+
+BESIDE = {"latency": "bench.sink_latency", "connect": "bench.sink_connect"}  # no plain writer; tables of their own
 
 
 def found(name: str) -> Any:
@@ -307,13 +309,22 @@ def found(name: str) -> Any:
 
 def run(rounds: int) -> None:
     """Each system by itself: what is there when one fails, or is interrupted, has been printed."""
-    chosen = (os.environ.get("BENCH_SINKS") or os.environ.get("SINKS") or " ".join(SYSTEMS)).split()
-    if unknown := [name for name in chosen if name not in SYSTEMS | BY_NAME_ONLY]:
-        raise SystemExit(f"error: no sink named {unknown}; there are: {', '.join(SYSTEMS | BY_NAME_ONLY)}")
+    chosen = (os.environ.get("BENCH_SINKS") or " ".join([*SYSTEMS, *BESIDE])).split()
+    if unknown := [name for name in chosen if name not in SYSTEMS | BY_NAME_ONLY | BESIDE]:
+        raise SystemExit(f"error: no sink named {unknown}; there are: {', '.join(SYSTEMS | BY_NAME_ONLY | BESIDE)}")
+    _beside_plain_writers([name for name in chosen if name not in BESIDE], rounds)
+    for name in chosen:
+        if name in BESIDE:
+            importlib.import_module(BESIDE[name]).run()
+
+
+def _beside_plain_writers(chosen: Sequence[str], rounds: int) -> None:
     rows: dict[str, Sequence[str]] = {}
     for system in chosen:
         with tempfile.TemporaryDirectory(prefix="semel-bench-") as folder, found(system)(Path(folder)) as sinks:
             for name, made in sinks.items():
                 rows[name] = cells(*measure(Made(*made), rounds))
                 print(f"{name}: {' | '.join(rows[name])}", flush=True)
+    if not rows:
+        return
     print(table("Sinks beside plain writers of the same client", COLUMNS, rows), flush=True)

@@ -1,4 +1,4 @@
-"""Logs as sinks: Apache Kafka and `semel broker`, beside the fastest plain transactional producer of the same client."""
+"""Logs as sinks: Apache Kafka and `semel broker`, beside a plain transactional producer of the same client."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from bench.sinks_common import BATCH, ROWS, Made, Order, Peer, values
+from bench.sinks_common import BATCH, ROWS, Made, Order, Peer, decode, values
 from semel.ports import NoSteps
-
-_decode = msgspec.json.Decoder(Order).decode
 
 
 @contextlib.contextmanager
@@ -32,7 +28,7 @@ def kafka(folder: Path) -> Iterator[dict[str, Made]]:
         KafkaTopic(f"kafka://{address}", "theirs", partitions=4).open(NoSteps()).prepare(Order)
 
         def peer() -> Peer:
-            keys = {value: sink.encode_key(_decode(value)) for value in values(ROWS)}
+            keys = {value: sink.encode_key(decode(value)) for value in values(ROWS)}
             producer = confluent_kafka.Producer(
                 {
                     "bootstrap.servers": address,
@@ -57,7 +53,7 @@ def kafka(folder: Path) -> Iterator[dict[str, Made]]:
         def shown(ours: bool) -> list[Any]:
             return sorted(messages(address, "ours" if ours else "theirs"))
 
-        return sink, peer, shown, BATCH
+        return Made(sink, peer, shown, BATCH)
 
     with KafkaProcess(folder / "kafka") as apache, BrokerProcess(folder / "broker") as broker:
         yield {

@@ -78,7 +78,7 @@ def make(redis_: RedisProcess) -> MakeSink:
 
 
 def _without_guard(text: str) -> str:
-    return text.replace("fresh[row] = less(incarnation", "fresh[row] = true or less(incarnation")
+    return text.replace("fresh = less(incarnation", "fresh = true or less(incarnation")
 
 
 def _by_offset_alone(text: str) -> str:
@@ -86,13 +86,11 @@ def _by_offset_alone(text: str) -> str:
 
 
 def _hard_deletes(text: str) -> str:
-    return text.replace(
-        "redis.call('SET', KEYS[2 * row], version .. ':' .. ARGV[3])", "redis.call('DEL', KEYS[2 * row])"
-    )
+    return text.replace("redis.call('DEL', KEYS[at - 1])", "redis.call('DEL', KEYS[at - 1], KEYS[at])")
 
 
 def _half_of_it(text: str) -> str:
-    return text.replace("local taken = 0", "local taken = 0; fresh[2] = false")
+    return text.replace("  if fresh then\n", "  if fresh and row ~= 2 then\n")
 
 
 @pytest.mark.parametrize(

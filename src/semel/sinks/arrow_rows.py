@@ -18,7 +18,7 @@ import msgspec
 
 from semel.errors import UsageError
 from semel.sinks.columns import Column, ColumnType, canonical_row, columns_of, read
-from semel.sinks.rows import Convert, Delete, Shape, Upsert, by_column, offsets
+from semel.sinks.rows import Convert, Delete, Shape, Upsert, Within, by_column, offsets
 from semel.sinks.schema import Dialect, Found
 from semel.sinks.sink import EXACT, RowRefused, SinkError
 
@@ -186,14 +186,8 @@ def _convert(column: ColumnType, there: Found) -> Convert:
 
 def _integer(there: Found) -> Convert:
     bits = {"byte": 8, "short": 16, "integer": 32, "long": 64}[there.base]
-    least, most = -(1 << bits - 1), (1 << bits - 1) - 1
-
-    def integer(value: int) -> int:
-        if not least <= value <= most:
-            raise ValueError(f"it is out of the range of {there.type_text}, which has {bits} bits")
-        return value
-
-    return integer
+    said = f"it is out of the range of {there.type_text}, which has {bits} bits"
+    return Within(-(1 << bits - 1), (1 << bits - 1) - 1, said)
 
 
 def _double(value: float) -> float:

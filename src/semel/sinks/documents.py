@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from semel.contract import Row
 from semel.sinks.columns import FITS, Column, ColumnType, canonical, canonical_row, columns_of, decode, read
-from semel.sinks.rows import Shape, key_of
+from semel.sinks.rows import WRITTEN_ONE_WAY, Shape, as_it_is, key_of, written_as_said
 from semel.sinks.sink import RowRefused, SinkError
 
 OWN = "semel:"  # ids that begin so are documents of semel's own
@@ -24,9 +24,19 @@ OWN = "semel:"  # ids that begin so are documents of semel's own
 class Document(NamedTuple):
     offset: int
     id: str
-    key: Mapping[str, Any]  # the key's fields
-    fields: dict[str, Any] | None  # as committed; None: the document goes away
-    value: bytes  # the same as JSON, as committed; b"" where it goes away
+    names: tuple[str, ...]  # of the key's fields
+    parts: bytes  # the record's key
+    value: bytes  # as committed, JSON; b"" where it goes away
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """The key's fields."""
+        return dict(zip(self.names, msgspec.json.decode(self.parts, type=list[Any]), strict=True))
+
+    @property
+    def fields(self) -> Mapping[str, Any] | None:
+        """As committed; None: the document goes away."""
+        return decode(self.value) if self.value else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +51,26 @@ class Documents:
 
     def batch(self, rows: Sequence[Row]) -> list[Document]:
         """Each key once: its last record decides."""
-        last = {row.key: row for row in rows}.values()
+        last = list({row.key: row for row in rows}.values())
         if self.columns is None:
             return [self._free(row) for row in last]
         shape = Shape(self.columns, [_checking(column) for column in self.columns], self.key, self.where)
+        if last and (found := self._at_once(shape, last)) is not None:
+            return found
         names = frozenset(column.name for column in self.columns)
         return [_checked(shape, names, row) for row in last]
+
+    def _at_once(self, shape: Shape, rows: Sequence[Row]) -> list[Document] | None:
+        """Of rows whose keys are one text each; None where one of them is to be looked at by itself."""
+        if any(row.value is None for row in rows):
+            return None
+        found = written_as_said(shape, rows)
+        if found is None or any(None in said for said, c in zip(found, shape.columns) if not c.nullable):
+            return None
+        if shape.columns[shape.key_places[0]].type is not ColumnType.TEXT:
+            return None
+        ids = cast("Sequence[str]", found[shape.key_places[0]])
+        return [Document(row.offset, id, self.key, row.key or b"", row.value or b"") for row, id in zip(rows, ids)]
 
     def canonical(self, fields: Mapping[str, Any]) -> bytes:
         """A document's fields as bytes that are equal exactly when they are."""
@@ -67,7 +91,7 @@ class Documents:
                 )
         key = dict(zip(self.key, parts, strict=True))
         if row.value is None:
-            return Document(row.offset, id_of(parts), key, None, b"")
+            return Document(row.offset, id_of(parts), self.key, row.key or b"[]", b"")
         fields = _decoded(row)
         for name in fields:
             if why := self.taken(name):
@@ -76,15 +100,14 @@ class Documents:
             if fields.get(name) != part:
                 raise RowRefused(f"its field {name!r} is {fields.get(name)!r:.60}, and {part!r:.60} in its key",
                                  row.offset)  # fmt: skip
-        return Document(row.offset, id_of(parts), key, fields, row.value)
+        return Document(row.offset, id_of(parts), self.key, row.key or b"[]", row.value)
 
 
 def _checked(shape: Shape, names: frozenset[str], row: Row) -> Document:
     parts = [part for part, _ in key_of(shape, row)]
-    assert shape.key is not None
-    key = dict(zip(shape.key, parts, strict=True))
+    assert shape.key is not None and row.key is not None
     if row.value is None:
-        return Document(row.offset, id_of(parts), key, None, b"")
+        return Document(row.offset, id_of(parts), shape.key, row.key, b"")
     fields = _decoded(row)
     if not fields.keys() <= names:
         extra = sorted(fields.keys() - names)
@@ -106,7 +129,7 @@ def _checked(shape: Shape, names: frozenset[str], row: Row) -> Document:
         said = fields.get(column.name)
         if said != part and canonical(column.type, said) != canonical(column.type, part):
             raise RowRefused(f"its field {column.name!r} is {said!r:.60}, and {part!r:.60} in its key", row.offset)
-    return Document(row.offset, id_of(parts), key, fields, row.value)
+    return Document(row.offset, id_of(parts), shape.key, row.key, row.value)
 
 
 def documents_of(value_type: object, where: str, key: tuple[str, ...], taken: Callable[[str], str]) -> Documents:
@@ -142,6 +165,8 @@ def _decoded(row: Row) -> dict[str, Any]:
 
 def _checking(column: Column) -> Callable[[Any], object]:
     """Raises ValueError where a value is none of its column's type."""
+    if column.type in WRITTEN_ONE_WAY or column.type is ColumnType.FLOAT:
+        return as_it_is
 
     def check(value: Any) -> object:
         read(column.type, value)

@@ -20,9 +20,9 @@ from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import mariadb_tables, positions
 from semel.sinks.columns import canonical_row, columns_of, decode
-from semel.sinks.mariadb_tables import execute, names, one, quoted
+from semel.sinks.mariadb_tables import execute, literals_of, names, one, quoted
 from semel.sinks.mariadb_types import committed, told
-from semel.sinks.rows import Delete, Parameters, Shape, Upsert, split
+from semel.sinks.rows import Delete, Shape, Upsert, by_column, offsets, split
 from semel.sinks.sink import RowRefused, SinkError
 
 if TYPE_CHECKING:
@@ -313,7 +313,8 @@ class MariaDBConnection:
         key, fields = self._shape.key, [column.name for column in self._shape.columns]
         if deletes:
             before, after = f"DELETE FROM {self._table} WHERE ({names(key or ())}) IN (", ")"
-            for statement in self._statements(connection, before, [(d.offset, d.key) for d in deletes], after):
+            keys = list(zip(*(one.key for one in deletes)))
+            for statement in self._statements(connection, before, [d.offset for d in deletes], keys, after):
                 execute(connection, statement)
         if upserts:
             before, after = f"INSERT INTO {self._table} ({names(fields)}) VALUES ", ""
@@ -322,21 +323,20 @@ class MariaDBConnection:
                 changed = [name for name in fields if name not in key] or list(key[:1])
                 changes = ", ".join(f"{quoted(name)} = VALUES({quoted(name)})" for name in changed)
                 after = f" ON DUPLICATE KEY UPDATE {changes}"
-            for statement in self._statements(connection, before, [(u.offset, u.values) for u in upserts], after):
+            for statement in self._statements(connection, before, offsets(upserts), by_column(upserts), after):
                 cursor = execute(connection, statement)
                 if cursor.warning_count:  # a second lock: what was checked before should not come to this
                     self._no_other_value(connection)
 
     def _statements(
-        self, connection: Any, before: str, rows: Sequence[tuple[int, Parameters]], after: str
+        self, connection: Any, before: str, offsets: Sequence[int], columns: Sequence[Sequence[object]], after: str
     ) -> Iterator[bytes]:
         """Statements with all rows as literals, none larger than the server takes."""
         head, tail = before.encode(), after.encode()
         parts: list[bytes] = []
         size = 0
-        for offset, values in rows:
-            literals = "(" + ", ".join([connection.escape(value, connection.encoders) for value in values]) + ")"
-            part = literals.encode("utf-8", "surrogateescape")
+        for offset, literals in zip(offsets, zip(*(literals_of(connection, column) for column in columns))):
+            part = ("(" + ", ".join(literals) + ")").encode("utf-8", "surrogateescape")
             if len(part) + OVERHEAD_BYTES > self._packet_bytes:
                 raise RowRefused(f"it has {len(part):,} bytes; max_allowed_packet is {self._packet_bytes:,}", offset)
             if parts and size + len(part) > min(STATEMENT_BYTES, self._packet_bytes - OVERHEAD_BYTES):

@@ -6,8 +6,9 @@ unique index than the key's, because ON DUPLICATE KEY UPDATE would take its conf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from semel.contract import DeliveryId, LogIdentity
 from semel.sinks import positions
@@ -27,6 +28,19 @@ def execute(connection: Any, statement: str | bytes, *parameters: object) -> Any
     cursor = connection.cursor()
     cursor.execute(statement, parameters or None)
     return cursor
+
+
+_ESCAPED = re.compile("[\\0\\n\\r\\x1a\"'\\\\]")  # by the client; within quotes all else stands for itself
+
+
+def literals_of(connection: Any, values: Sequence[object]) -> Sequence[str]:
+    """As the client escapes each of a column's values."""
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return list(map(str, values))
+    if kinds == {str} and not _ESCAPED.search("".join(cast("Sequence[str]", values))):
+        return [f"'{value}'" for value in values]
+    return [connection.escape(value, connection.encoders) for value in values]
 
 
 def one(connection: Any, statement: str, *parameters: object) -> Any:

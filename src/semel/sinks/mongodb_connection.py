@@ -283,9 +283,9 @@ class MongoConnection:
     def _line(self, claim: Claim, document: Document) -> _Line:
         own_id(document)
         incarnation, offset = claim.incarnation, document.offset
-        held: dict[str, Any] = {"_id": document.id, **(document.key if document.fields is None else document.fields)}
+        held: dict[str, Any] = {"_id": document.id, **(document.fields or document.key)}
         held |= {INCARNATION: incarnation, OFFSET: offset}
-        if document.fields is None:
+        if not document.value:
             held |= {HIDDEN: "deleted", DELETED: datetime.now(UTC)}
         older = [{INCARNATION: {"$lt": incarnation}}, {INCARNATION: incarnation, OFFSET: {"$lt": offset}}]
         try:

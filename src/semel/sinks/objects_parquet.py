@@ -18,7 +18,7 @@ import msgspec
 from semel.contract import Row
 from semel.errors import UsageError
 from semel.sinks.columns import Column, ColumnType
-from semel.sinks.rows import Shape, by_column, split
+from semel.sinks.rows import Shape, Within, by_column, split
 
 try:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -34,10 +34,7 @@ ROWS_MAX = 1 << 30  # of a row group: one per file
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
-def _integer(value: Any) -> int:
-    if not -(2**63) <= value < 2**63:
-        raise ValueError("beyond 64 bits")
-    return int(value)
+_integer = Within(-(2**63), 2**63 - 1, "beyond 64 bits")
 
 
 def _instant(value: Any) -> datetime:

@@ -236,17 +236,16 @@ class OpenSearchConnection:
 
     def _line(self, claim: Claim, document: Document) -> _Line:
         own_id(document)
-        if not document.id or len(document.id.encode()) > ID_BYTES_MAX:
+        if not document.id or (len(document.id) > ID_BYTES_MAX // 4 and len(document.id.encode()) > ID_BYTES_MAX):
             told = f"its key as an id has {len(document.id.encode())} bytes; it has 1 to {ID_BYTES_MAX}"
             raise RowRefused(told, document.offset)
         version = version_of(claim.incarnation, document.offset)
-        action = {"index": {"_id": document.id, "version": version, "version_type": "external"}}
         # In a line of its own: outside texts a line break is blank, within them JSON has none.
         body = document.value.replace(b"\r", b" ").replace(b"\n", b" ")
-        if document.fields is None:
+        if not document.value:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             body = msgspec.json.encode({**document.key, HIDDEN: "deleted", DELETED: now})
-        return _Line(document, version, msgspec.json.encode(action) + b"\n" + body + b"\n")
+        return _Line(document, version, ACTION % (_encode(document.id), version, body))
 
     def _sent(self, lines: Sequence[_Line]) -> int:
         """Returns how many of them were without effect, once all the others had theirs. What the server has no room for
@@ -366,6 +365,10 @@ class OpenSearchConnection:
         status, answer = self._http.exchange("DELETE", f"/{self._sink.index}")
         if status not in (200, 404):
             raise SinkError(f"{self._sink.where}: it answers {status} {reason(answer)}.")
+
+
+ACTION = b'{"index":{"_id":%s,"version":%d,"version_type":"external"}}\n%s\n'
+_encode = msgspec.json.Encoder().encode
 
 
 class _Own:

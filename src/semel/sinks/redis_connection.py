@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -24,6 +24,7 @@ from redis.retry import Retry
 from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import positions
+from semel.sinks.columns import decode
 from semel.sinks.documents import Document, Documents, documents_of
 from semel.sinks.redis_scripts import CLAIM, MOVE, OPERATE, ROWS
 from semel.sinks.sink import RowRefused, SinkError
@@ -268,19 +269,20 @@ class RedisConnection:
         keys: list[str] = []
         arguments: list[Any] = [str(claim.incarnation), self._sink.form, str(time.time_ns() // 1_000_000)]
         arguments.append("" if kept_s is None else str(math.ceil(kept_s * 1_000)))
+        row, mark = self._row(""), self._mark("")
+        payloads: list[str | list[str]] = []
         for document in batch:
-            keys += [self._row(document.id), self._mark(document.id)]
-            payload = b"" if document.fields is None else self._payload(document)
-            if len(payload) > VALUE_BYTES_MAX:
-                raise RowRefused(f"it has {len(payload)} bytes, a string of Redis 512 MiB", document.offset)
-            arguments += [str(document.offset), payload]
-        return keys, arguments
+            keys += (row + document.id, mark + document.id)
+            if len(document.value) > VALUE_BYTES_MAX:
+                raise RowRefused(f"it has {len(document.value)} bytes, a string of Redis 512 MiB", document.offset)
+            payloads.append(self._payload(document) if document.value else "")
+        said = [[str(document.offset) for document in batch], payloads]
+        return keys, [*arguments, msgspec.msgpack.encode(said)]
 
-    def _payload(self, document: Document) -> bytes:
+    def _payload(self, document: Document) -> str | list[str]:
         if self._sink.form == "json":
-            return document.value
-        assert document.fields is not None
-        return msgspec.msgpack.encode([text for pair in texts(document.fields).items() for text in pair])
+            return document.value.decode()
+        return [text for pair in texts(decode(document.value)).items() for text in pair]
 
     def _unanswered(self, why: exceptions.RedisError, what: str) -> Outcome:
         """Whether it happened. An error is an answer: the script changes nothing before the last that it can make."""
@@ -377,13 +379,16 @@ class RedisConnection:
         self._connected().unlink(self._form)
 
 
-def texts(fields: dict[str, Any]) -> dict[str, str]:
+def texts(fields: Mapping[str, Any]) -> dict[str, str]:
     """The fields of a hash: a text as it is, anything else as its JSON; null is no field."""
     return {
-        name: value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        name: value if type(value) is str else str(value) if type(value) is int else _encode(value).decode()
         for name, value in fields.items()
         if value is not None
     }
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 def _sorted(fields: dict[str, str]) -> bytes:

@@ -15,44 +15,68 @@ end
 """
 
 # KEYS: of each row its key and its mark. ARGV: incarnation, form, now in ms, how long the mark of a deleted row stays
-# in ms (or ""); then of each row its offset and its payload ("": deleted; a hash: names, texts in turn, MessagePack).
-# A server without room refuses a script at its first write, which is a SET: nothing is changed then. Answers how many
-# rows had an effect, and a mark that cannot be read.
+# in ms (or ""); then, as one MessagePack, the offsets of the rows and their payloads ("": deleted; JSON: text; a hash:
+# names and texts in turn). A server without room refuses a script at its first write, which is an MSET: nothing is
+# changed then. Answers how many rows had an effect, and a mark that cannot be read.
 ROWS = (
     LESS
     + """
-local fresh = {}
+local batch = cmsgpack.unpack(ARGV[5])
+local offsets, payloads = batch[1], batch[2]
+local marks, rows, gone, hashes = {}, {}, {}, {}
+local now, json, taken = ':' .. ARGV[3], ARGV[2] == 'json', 0
+local found = {}
+for from = 1, #KEYS / 2, 1000 do
+  local names, missing = {}, {}
+  for row = from, math.min(from + 999, #KEYS / 2) do names[#names + 1] = KEYS[2 * row] end
+  for at, mark in ipairs(redis.call('MGET', unpack(names))) do
+    found[from + at - 1] = mark
+    if not mark then missing[#missing + 1] = names[at] end
+  end
+  -- MGET says of what is no string that it is not there.
+  if #missing > 0 and redis.call('EXISTS', unpack(missing)) > 0 then
+    for _, name in ipairs(missing) do redis.call('GET', name) end
+  end
+end
 for row = 1, #KEYS / 2 do
-  local mark = redis.call('GET', KEYS[2 * row])
+  local mark = found[row]
+  local fresh = true
   if mark then
     local incarnation, offset = mark:match('^(%d+):(%d+)')
     if not incarnation then return {-1, KEYS[2 * row]} end
-    fresh[row] = less(incarnation, ARGV[1]) or (incarnation == ARGV[1] and less(offset, ARGV[3 + 2 * row]))
-  else
-    fresh[row] = true
+    fresh = less(incarnation, ARGV[1]) or (incarnation == ARGV[1] and less(offset, offsets[row]))
+  end
+  if fresh then
+    taken = taken + 1
+    local version, payload = ARGV[1] .. ':' .. offsets[row], payloads[row]
+    if payload == '' then
+      gone[#gone + 1] = 2 * row
+      version = version .. now
+    end
+    marks[#marks + 1] = KEYS[2 * row]
+    marks[#marks + 1] = version
+    if payload ~= '' and json then
+      rows[#rows + 1] = KEYS[2 * row - 1]
+      rows[#rows + 1] = payload
+    elseif payload ~= '' then
+      hashes[#hashes + 1] = row
+    end
   end
 end
-local taken = 0
-for row = 1, #KEYS / 2 do
-  if fresh[row] then
-    taken = taken + 1
-    local version, payload = ARGV[1] .. ':' .. ARGV[3 + 2 * row], ARGV[4 + 2 * row]
-    if payload == '' then
-      redis.call('SET', KEYS[2 * row], version .. ':' .. ARGV[3])
-      if ARGV[4] ~= '' then redis.call('PEXPIRE', KEYS[2 * row], ARGV[4]) end
-      redis.call('DEL', KEYS[2 * row - 1])
-    else
-      redis.call('SET', KEYS[2 * row], version)
-      if ARGV[2] == 'json' then
-        redis.call('SET', KEYS[2 * row - 1], payload)
-      else
-        redis.call('DEL', KEYS[2 * row - 1])
-        local fields = cmsgpack.unpack(payload)
-        for from = 1, #fields, 1000 do
-          redis.call('HSET', KEYS[2 * row - 1], unpack(fields, from, math.min(from + 999, #fields)))
-        end
-      end
-    end
+local function all(command, words)
+  for from = 1, #words, 2000 do redis.call(command, unpack(words, from, math.min(from + 1999, #words))) end
+end
+all('MSET', marks)
+all('MSET', rows)
+for _, at in ipairs(gone) do
+  if ARGV[4] ~= '' then redis.call('PEXPIRE', KEYS[at], ARGV[4]) end
+  redis.call('DEL', KEYS[at - 1])
+end
+for _, row in ipairs(hashes) do
+  redis.call('DEL', KEYS[2 * row - 1])
+  local fields = payloads[row]
+  for from = 1, #fields, 1000 do
+    redis.call('HSET', KEYS[2 * row - 1], unpack(fields, from, math.min(from + 999, #fields)))
   end
 end
 return {taken, ''}

@@ -73,6 +73,20 @@ class Delete(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Within:
+    """A convert of whole numbers, which stay what they are. A column of them is looked at by its ends."""
+
+    least: int
+    most: int
+    otherwise: str  # what the error says
+
+    def __call__(self, value: int) -> int:
+        if not self.least <= value <= self.most:
+            raise ValueError(self.otherwise)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """How records become rows of one table."""
 
@@ -208,6 +222,25 @@ def _at_once(shape: Shape, rows: Sequence[Row]) -> Upserts | None:
     return Upserts([row.offset for row in rows], held)
 
 
+def as_it_is(value: Any) -> object:
+    """A convert that changes nothing, and finds nothing to refuse."""
+    return value
+
+
+def written_as_said(shape: Shape, rows: Sequence[Row]) -> Sequence[Sequence[object]] | None:
+    """The values of each column, where all rows fit and each key is one text or whole number that is, byte for byte,
+    what `encode_key` makes of its field; None says nothing."""
+    layout = _layout(tuple(shape.columns), None)
+    try:
+        decoded = [layout.value(row.value or b"") for row in rows]
+        said = [list(map(field, decoded)) for field in layout.fields]
+        for column, convert, values in zip(shape.columns, shape.converts, said, strict=True):
+            _column(column, convert, values)
+        return said if _keys_are(shape, said, rows) else None
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
+        return None
+
+
 def _keys_are(shape: Shape, said: Sequence[Sequence[Any]], rows: Sequence[Row]) -> bool:
     """Whether each key is, byte for byte, what `encode_key` writes for the value's field: then it needs no look at its
     parts. Asked of one text or whole number only, which is most keys; False says nothing."""
@@ -231,11 +264,18 @@ def _keys_are(shape: Shape, said: Sequence[Sequence[Any]], rows: Sequence[Row]) 
 
 
 def _column(column: Column, convert: Convert, values: Sequence[Any]) -> Sequence[object]:
+    if convert is as_it_is:
+        return values
     if convert is str:
         if FITS[column.type] == _TEXTS:
             return values  # they are what `str` would make of them
         if None not in values:
             return list(map(str, values))
+    if convert is int and column.type is ColumnType.INTEGER:
+        return values
+    held = isinstance(convert, Within) and None not in values
+    if held and convert.least <= min(values) and max(values) <= convert.most:  # type: ignore[attr-defined]
+        return values
     return [None if value is None else convert(value) for value in values]
 
 

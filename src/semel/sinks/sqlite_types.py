@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from semel.sinks.columns import Column, ColumnType
-from semel.sinks.rows import Convert
+from semel.sinks.rows import Convert, Within
 from semel.sinks.schema import Dialect, Found
 
 C = ColumnType
@@ -73,10 +73,7 @@ def _bytes(value: str) -> bytes:
     return base64.b64decode(value, validate=True)
 
 
-def _integer(value: int) -> int:
-    if not -(2**63) <= value < 2**63:
-        raise ValueError("it does not fit SQLite's 64 bits")
-    return value
+_integer = Within(-(2**63), 2**63 - 1, "it does not fit SQLite's 64 bits")
 
 
 def _float(value: float) -> float:
