@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.canaries import test_broker, test_cuts, test_processor_and_sinks, test_receiver, test_two_phase
+from tests.canaries import (
+    test_broker,
+    test_cuts,
+    test_processor_and_sinks,
+    test_receiver,
+    test_sinks,
+    test_sources,
+    test_two_phase,
+)
 
 ROOT = Path(__file__).parents[1]
 DUE = [
@@ -35,27 +43,17 @@ DUE = [
     "P5",
     "P11",
     "P14",
-    "S3",
-    "S4",
-    "S5",
-    "S7",
-    "S8",
-    "S10",
-    "S12",
-    "S14",
-    "S15",
-    "S16",
-    "S17",
-    "S18",
+    *(f"S{number}" for number in range(1, 19)),
+    *(f"E{number}" for number in range(1, 8)),
 ]
-TRIED = (test_broker, test_cuts, test_processor_and_sinks, test_receiver, test_two_phase)
+TRIED = (test_broker, test_cuts, test_processor_and_sinks, test_receiver, test_sinks, test_sources, test_two_phase)
 PLANTED = {bug.name for tried in TRIED for bug in tried.BUGS}
 
 
 def rows() -> dict[str, list[str]]:
     """The cells of each row, by fault."""
     lines = (ROOT / "docs" / "faults.md").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| [BPS]\d+ ", line)]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| [BPSE]\d+ ", line)]
     assert len({row[0] for row in cells}) == len(cells), "a fault has two rows"
     return {row[0]: row[1:] for row in cells}
 
@@ -88,12 +86,20 @@ def test_what_a_row_names_is_there(fault: str) -> None:
         assert not function or function in functions(path), name
     for bug in re.findall(r'"([^"]+)"', text):
         assert bug in PLANTED, f"{bug!r} is planted nowhere"
-        assert fault in bug.partition(":")[0].split(", "), f"{bug!r} is no bug of {fault}"
+        # Those of the sources have the source's name, not the fault's.
+        assert fault[0] == "E" or fault in bug.partition(":")[0].split(", "), f"{bug!r} is no bug of {fault}"
 
 
 def test_every_planted_bug_of_a_fault_is_on_the_page() -> None:
     text = (ROOT / "docs" / "faults.md").read_text()
     assert not [bug for bug in PLANTED if f'"{bug}"' not in text]
+
+
+def test_every_fault_at_the_sink_is_in_its_one_table() -> None:
+    """S1 to S18 in order, in the table that asks for a test, a mechanism and a planted bug of each."""
+    text = (ROOT / "docs" / "faults.md").read_text()
+    table = text.partition("## At the sink")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| (S\d+) ", table, re.MULTILINE) == [f"S{number}" for number in range(1, 19)]
 
 
 def test_every_scenario_is_on_the_page() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import litestar
 import psycopg
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
@@ -167,6 +168,26 @@ def starlette_async_postgres(address: str) -> Any:
     return Starlette(routes=[Route("/check", post, methods=["POST"]), Route("/check", get)], middleware=middleware)
 
 
+def litestar_async_postgres(address: str) -> Any:
+    """Litestar answers an exception outside of its middleware, so the receiver stands around the whole app."""
+
+    @litestar.post("/check")
+    async def create(request: litestar.Request[Any, Any, Any]) -> litestar.Response[dict[str, str]]:
+        effect = (await request.json())["effect"]
+        await connection().execute("INSERT INTO effects (name) VALUES (%s)", (effect,))
+        sleep_s, answer = wanted({name.lower(): value for name, value in request.headers.items()})
+        await asyncio.sleep(sleep_s)
+        run = uuid.uuid4().hex
+        return litestar.Response({"effect": effect, "run": run}, status_code=answer, headers={"Check-Run": run})
+
+    @litestar.get("/check", sync_to_thread=True)
+    def count(effect: str) -> dict[str, int]:
+        return {"effects": counted_postgres(address, effect)}
+
+    keys = killing(AsyncPostgresKeys(address, running_s=5))
+    return Receiver(litestar.Litestar([create, count]), keys=keys, expires_s=EXPIRES_S)
+
+
 def counted_sqlite(address: str, effect: str) -> int:
     db = sqlite3.connect(address, timeout=30)
     try:
@@ -269,6 +290,7 @@ APPS: dict[str, Callable[[str], Any]] = {
     "starlette-async-postgres": starlette_async_postgres,
     "fastapi-postgres": fastapi_postgres,
     "fastapi-async-postgres": fastapi_async_postgres,
+    "litestar-async-postgres": litestar_async_postgres,
     "naive-ignores-keys": lambda address: Naive(address, "ignores keys"),
     "naive-memory": lambda address: Naive(address),
     "naive-no-fingerprint": lambda address: Naive(address, "no fingerprint"),

@@ -1,5 +1,5 @@
-"""The conformance test: it holds for our middleware on Starlette and FastAPI, and fails naive receivers for what they
-do wrong and for nothing else."""
+"""The conformance test: it holds for our middleware on Starlette, FastAPI and Litestar, and fails naive receivers for
+what they do wrong and for nothing else."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def test_it_holds_for_the_other_halves(kind: str, tmp_path: Path, request: pytes
     """The rules that take no restart: Starlette with coroutines, FastAPI with plain functions."""
     with Served(kind, address_of(kind, request), tmp_path) as served:
         findings = check(served.url, without=[Group.EXPIRY, Group.RESTART])
+    assert [(f.rule.name, f.verdict, f.why) for f in findings if f.verdict is not Verdict.HOLDS] == []
+
+
+@pytest.mark.long
+def test_it_holds_on_litestar(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Crashes included; not expiry, which has two seconds in the check, and a start of Litestar may take as long."""
+    kind = "litestar-async-postgres"
+    with Served(kind, address_of(kind, request), tmp_path) as served:
+        findings = check(served.url, without=[Group.EXPIRY], means=Means(restart=served.restart))
     assert [(f.rule.name, f.verdict, f.why) for f in findings if f.verdict is not Verdict.HOLDS] == []
 
 

@@ -1,12 +1,14 @@
-"""The guides of docs/sinks and docs/sources, played again on the real servers: each example is fed, run and left, and what
-the page's commands print is what the page says."""
+"""The guides of docs/sinks and docs/sources, played again on the real servers: each example is fed, run and left, and
+what the page's commands print is what the page says."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -71,12 +73,14 @@ def _served(guide: Guide, folder: Path, stack: ExitStack) -> tuple[dict[str, str
         seaweed = stack.enter_context(SeaweedProcess(folder / "seaweed"))
         keys = {"AWS_ACCESS_KEY_ID": S3_KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET, "AWS_ALLOW_HTTP": "true"}
         keys |= {"AWS_REGION": s3_options(seaweed.endpoint)["region"]}
-        return {"s3://bucket": f"s3://{S3_BUCKET}", "'bucket'": f"'{S3_BUCKET}'", "https://s3.example": seaweed.endpoint}, keys, {}  # fmt: skip
+        bucket = {"s3://bucket": f"s3://{S3_BUCKET}", "'bucket'": f"'{S3_BUCKET}'"}
+        return bucket | {"https://s3.example": seaweed.endpoint}, keys, {}
     if name == "HTTP":
         (folder / "run").mkdir()
         hook = Served("ours", str(folder / "run" / "hook.db"), folder, "tests.sinks.hook")
         stack.enter_context(hook)
-        return {"https://example.org/hook": f"http://127.0.0.1:{hook.port}/hook"}, {}, {"example.org": f"127.0.0.1:{hook.port}"}  # fmt: skip
+        at = f"127.0.0.1:{hook.port}"
+        return {"https://example.org/hook": f"http://{at}/hook"}, {}, {"example.org": at}
     if name == "HTTPEndpoint":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -88,7 +92,8 @@ def _served(guide: Guide, folder: Path, stack: ExitStack) -> tuple[dict[str, str
 def _tables(dsn: str) -> None:
     """What the sources' guides read."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for table, key in (("outbox", "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"), ("items", "id bigint PRIMARY KEY")):  # fmt: skip
+        tables = {"outbox": "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "items": "id bigint PRIMARY KEY"}
+        for table, key in tables.items():
             connection.execute(f"CREATE TABLE {table} ({key}, customer text NOT NULL, total bigint NOT NULL)")  # type: ignore[arg-type]
         connection.execute("ALTER TABLE items REPLICA IDENTITY FULL")
         connection.execute("INSERT INTO outbox (customer, total) VALUES ('ann', 3), ('bob', 5), ('ann', 8)")
@@ -106,17 +111,20 @@ def _entered(guide: Guide, play: Played) -> None:
             connection.execute("DELETE FROM items WHERE id = 2")
     if guide.name == "HTTPEndpoint":
         url = f"http://{play.replaced['127.0.0.1:8080']}/totals"
-        process = subprocess.Popen(["bash", "-c", "semel ingest app.py --follow"], cwd=play.folder, env=play.env)
+        words = [sys.executable, "-m", "semel.cli.main", "ingest", "app.py", "--follow"]
+        ingest = subprocess.Popen(words, cwd=play.folder, env=play.env, stdout=subprocess.DEVNULL)
         try:
+            post = ["curl", "-s", "-m", "5", "-H", 'Idempotency-Key: "one"', "-d", '{"customer":"ann","total":3}', url]
             deadline = time.monotonic() + 30
-            post = ["curl", "-s", "-H", 'Idempotency-Key: "one"', "-d", '{"customer":"ann","total":3}', url]
             while subprocess.run(post, capture_output=True).returncode:
-                assert time.monotonic() < deadline
+                assert ingest.poll() is None and time.monotonic() < deadline
                 time.sleep(0.05)
             subprocess.run(post, check=True, capture_output=True)  # once more: replayed
+            ingest.send_signal(signal.SIGINT)
+            assert ingest.wait(30) == 0
         finally:
-            subprocess.run(["pkill", "-INT", "-P", str(process.pid)], check=False)
-            process.wait(30)
+            ingest.kill()
+            ingest.wait()
 
 
 def _untried(guide: Guide) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -364,6 +365,37 @@ def test_a_server_that_forgets_its_tail_is_given_it_again(tmp_path: Path) -> Non
         assert worker.delivery.lag() == 0
         with weak.client() as client:
             assert len(list(client.scan_iter("totals:*"))) == 30
+
+
+def test_everysec_and_a_power_cut_lose_nothing_for_good(tmp_path: Path) -> None:
+    """S13 with `appendfsync everysec`: the server acknowledges, the power fails before its append-only file is synced,
+    and the tail is gone. A killed process alone loses nothing (the kernel has what was written), so the file is put back
+    to what had been synced. The position went with the rows; the owner, who still knows a later one, reads it back."""
+    with RedisProcess(redis_server(), tmp_path, {"appendonly": "yes", "appendfsync": "everysec", "save": ""}) as weak:
+        sink = Redis(weak.url, "totals", key="customer")
+        connection = opened(sink)
+        assert any("everysec" in note for note in connection.notes())
+        claim = claimed(connection, sink)
+        assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)])) == Done()
+        with weak.client() as client:
+            client.config_set("appendfsync", "always")
+            client.set("other", 1)  # synced, with all before it
+            client.config_set("appendfsync", "everysec")
+        shutil.copytree(tmp_path / "appendonlydir", tmp_path / "synced")
+        assert connection.write(claim, 1, 2, "r", rows(sink, [Total("b", 1)], 1)) == Done()  # acknowledged
+        weak.kill()
+        shutil.rmtree(tmp_path / "appendonlydir")
+        (tmp_path / "synced").rename(tmp_path / "appendonlydir")
+        weak.start()
+        connection.close()  # as if it had not been connected meanwhile
+        with weak.client() as client:
+            assert not client.exists("totals:b"), "it has lost what it acknowledged"
+        outcome = connection.write(claim, 2, 3, "r", rows(sink, [Total("c", 1)], 2))
+        assert isinstance(outcome, Unknown) and "is 1, behind 2" in outcome.reason
+        heir = claimed(connection, sink)
+        assert heir.position == 1, "so the outbox delivers b again"
+        assert connection.write(heir, 1, 3, "r", rows(sink, [Total("b", 1), Total("c", 1)], 1)) == Done()
+        assert held(connection) == [("a", "1"), ("b", "1"), ("c", "1")]
 
 
 def test_on_a_cluster_the_prefix_has_a_hash_tag(tmp_path: Path) -> None:

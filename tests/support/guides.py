@@ -79,7 +79,7 @@ def loaded(guide: Guide, folder: Path, replaced: Mapping[str, str] = {}) -> App:
 
 
 def told(contract: Contract, boundary: str) -> str:
-    """Every field of a sink's contract, in the words of the data. `boundary`: what `semel check` says of the example."""
+    """Every field of a sink's contract, in the words of the data. `boundary`: as `semel check` has it."""
     step = "in one step with the rows" if contract.remembers_position else "apart from the rows"
     rows = [
         ("contract, `name`", f"{contract.name}: a path that ends here is **{contract.guarantee}** at most"),
