@@ -106,6 +106,7 @@ PURE = {
     "sinks": {
         *("__init__", "sink", "delivery", "cut_delivery", "cuts", "agreement", "operate", "group_position", "trouble"),
         *("origin", "keep", "truncation", "objects_form", "http", "window", "clickhouse", "clickhouse_types"),
+        "clickhouse_appended",
         "dedup",
         "two_phase",
         "documents",

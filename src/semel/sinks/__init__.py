@@ -1,5 +1,7 @@
 """Where records leave the log. Each sink states its contract in its type."""
 
+from semel.sinks.clickhouse import ClickHouse
+from semel.sinks.clickhouse_appended import ClickHouseAppended
 from semel.sinks.delta import DeltaLake
 from semel.sinks.duckdb import DuckDB
 from semel.sinks.files import Files
@@ -21,6 +23,8 @@ from semel.sinks.sqlite import SQLite
 
 __all__ = [
     "HTTP",
+    "ClickHouse",
+    "ClickHouseAppended",
     "DeltaLake",
     "DuckDB",
     "Files",
