@@ -78,6 +78,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/duckdb_connection.py": {"duckdb"},
     "sinks/delta_connection.py": {"deltalake", "pyarrow"},
     "sinks/redis_connection.py": {"redis"},
+    "sinks/prometheus_form.py": {"cramjam"},
     "sinks/clickhouse_session.py": {"clickhouse_connect"},
     "sinks/opensearch_http.py": {"urllib3"},
     "sinks/mongodb_connection.py": {"pymongo", "bson"},
@@ -106,7 +107,7 @@ PURE = {
     "sinks": {
         *("__init__", "sink", "delivery", "cut_delivery", "cuts", "agreement", "operate", "group_position", "trouble"),
         *("origin", "keep", "truncation", "objects_form", "http", "window", "clickhouse", "clickhouse_types"),
-        "clickhouse_appended",
+        *("clickhouse_appended", "prometheus", "prometheus_form"),
         "dedup",
         "two_phase",
         "documents",

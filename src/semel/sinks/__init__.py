@@ -18,6 +18,7 @@ from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_appended import PostgresAppended
 from semel.sinks.postgres_two_phase import PostgresTwoPhase
 from semel.sinks.postgres_versioned import PostgresVersioned
+from semel.sinks.prometheus import Prometheus
 from semel.sinks.redis import Redis
 from semel.sinks.sqlite import SQLite
 
@@ -40,6 +41,7 @@ __all__ = [
     "PostgresAppended",
     "PostgresTwoPhase",
     "PostgresVersioned",
+    "Prometheus",
     "Redis",
     "SQLite",
 ]

@@ -92,7 +92,7 @@ def encode_parts(fields: Sequence[str], parts: Sequence[object]) -> bytes:
 
 def encode_key(fields: tuple[str, ...], value: object) -> bytes:
     """The key bytes of a value: its fields `fields`, in this order."""
-    return encode_parts(fields, [_field(value, field) for field in fields])
+    return encode_parts(fields, [field_of(value, field) for field in fields])
 
 
 def encode_deleted(fields: tuple[str, ...] | None, key: object, where: str) -> bytes:
@@ -105,7 +105,8 @@ def encode_deleted(fields: tuple[str, ...] | None, key: object, where: str) -> b
     return encode_parts(fields, parts)
 
 
-def _field(value: object, field: str) -> object:
+def field_of(value: object, field: str) -> object:
+    """One named field of a value of any shape; SinkError where it has none of that name."""
     if isinstance(value, dict):
         if field in value:
             return value[field]
