@@ -79,7 +79,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/delta_connection.py": {"deltalake", "pyarrow"},
     "sinks/redis_connection.py": {"redis"},
     "sinks/prometheus_form.py": {"cramjam"},
-    "sinks/clickhouse_session.py": {"clickhouse_connect"},
+    "sinks/clickhouse_session.py": {"clickhouse_connect", "urllib3"},
     "sinks/opensearch_http.py": {"urllib3"},
     "sinks/mongodb_connection.py": {"pymongo", "bson"},
     "sinks/iceberg_connection.py": {"pyiceberg"},

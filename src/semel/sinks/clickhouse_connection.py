@@ -184,7 +184,7 @@ class ClickHouseConnection:
         place = (who.app, who.sink, f"{log.topic_id}.{log.partitions}.{claim.incarnation}", who.partition)
         return token(place, start, end, run)
 
-    # --- for `semel sink`: what there is to move lies in the delivery topic ---------------------------------------------
+    # --- for `semel sink`: what there is to move lies in the delivery topic -------------------------------------------
 
     def remembered(self, app: str) -> Sequence[Remembered] | NotDone:
         return []

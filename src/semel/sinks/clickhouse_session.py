@@ -1,6 +1,7 @@
 """One client of a ClickHouse server: statements and inserts, and what their errors mean.
 
-Invariant: nothing is sent twice by the client library. An error says whether the statement can have had its effect:
+Invariant: nothing is sent twice by the client library, which by itself repeats an INSERT whose connection was lost
+(clickhouse-connect 1.12: `retryable=True` for inserts, twice at least whatever `query_retries` says). An error says whether the statement can have had its effect:
 `Away` without `arrived` it cannot; anything that the server, or the wire, leaves open counts as arrived.
 """
 
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import ClickHouseError, DataError
+from clickhouse_connect.driver.httputil import get_pool_manager
+from urllib3.exceptions import HTTPError
 
 from semel.sinks.clickhouse import Address
 from semel.sinks.sink import SinkError
@@ -33,6 +36,10 @@ class Away(Exception):
     def __init__(self, reason: str, arrived: bool) -> None:
         super().__init__(reason)
         self.arrived = arrived
+
+
+class _Lost(Exception):
+    """No answer. No HTTPError of urllib3's, which the client would answer by sending again."""
 
 
 class Violated(Exception):
@@ -64,6 +71,16 @@ class Session:
     def _client(self) -> Any:
         if self._made is None:
             at = self._sink.at
+            pool: Any = get_pool_manager()
+            exchange = pool.request
+
+            def once(*words: Any, **more: Any) -> Any:
+                try:
+                    return exchange(*words, **{**more, "retries": 0})
+                except HTTPError as why:
+                    raise _Lost from (getattr(why, "reason", None) or why)
+
+            pool.request = once
             made: Any = clickhouse_connect.get_client(
                 host=at.host,
                 port=at.port,
@@ -77,8 +94,8 @@ class Session:
                 autogenerate_session_id=False,  # a session holds one statement at a time, also one that was cut off
                 query_retries=0,
                 show_clickhouse_errors="scrub",
+                pool_mgr=pool,
             )
-            made.http_retries = 0
             self._made = made
         return self._made
 
@@ -86,20 +103,20 @@ class Session:
         """Whether this server has a setting of this name."""
         try:
             return setting in self._client().server_settings
-        except ClickHouseError as why:
+        except (ClickHouseError, _Lost) as why:
             raise self._judged(why) from None
 
     def query(self, sql: str, parameters: Mapping[str, object] | None = None, **more: Any) -> Sequence[Sequence[Any]]:
         try:
             found: Sequence[Sequence[Any]] = self._client().query(sql, parameters=parameters, **more).result_rows
             return found
-        except ClickHouseError as why:
+        except (ClickHouseError, _Lost) as why:
             raise self._judged(why) from None
 
     def command(self, sql: str) -> None:
         try:
             self._client().command(sql)
-        except ClickHouseError as why:
+        except (ClickHouseError, _Lost) as why:
             raise self._judged(why) from None
 
     def insert(
@@ -117,10 +134,15 @@ class Session:
             )  # fmt: skip
         except DataError as why:
             raise SinkError(f"{self._sink.where}: the client cannot write a column: {brief(why)}.") from None
-        except ClickHouseError as why:
+        except (ClickHouseError, _Lost) as why:
             raise self._judged(why) from None
 
-    def _judged(self, why: ClickHouseError) -> Exception:
+    def _judged(self, why: Exception) -> Exception:
+        if isinstance(why, _Lost):
+            kind = type(why.__cause__).__name__
+            refused = kind in ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError")
+            how = "it cannot be reached" if refused else f"no answer ({kind})"
+            return Away(f"{self._sink.where}: {how}", arrived=not refused)
         code = getattr(why, "code", None)
         told = f"{self._sink.where}: {brief(why)}"
         if code == CONSTRAINT:
@@ -130,12 +152,7 @@ class Session:
             return SinkError(f"{told}. Mend that (address, rights, table), then start again; nothing is lost.")
         if code is not None:
             return Away(told, arrived=True)
-        reason: Any = getattr(why.__cause__, "reason", None) or why.__cause__
-        refused = type(reason).__name__ in ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError")
-        if not refused and why.__cause__ is None:  # the client refuses by itself: a setting that may not be changed
-            return SinkError(f"{told}.")
-        how = "it cannot be reached" if refused else f"no answer ({type(reason).__name__})"
-        return Away(f"{self._sink.where}: {how}", arrived=not refused)
+        return SinkError(f"{told}.")  # the client refuses by itself: a setting that may not be changed, say
 
     def close(self) -> None:
         made, self._made = self._made, None

@@ -168,8 +168,8 @@ def weaknesses(session: Session, sink: ClickHouse | ClickHouseAppended, table: T
     notes = []
     if unsynced := [name for name in SYNCED if not setting(session, table.engine_full, name)]:
         notes.append(
-            f"{sink.where}: {', '.join(unsynced)} is 0: a power cut of the server can lose inserts that it acknowledged "
-            "(kill -9 cannot)."
+            f"{sink.where}: {', '.join(unsynced)} is 0: a power cut of the server can lose inserts that it "
+            "acknowledged (kill -9 cannot)."
         )
     if table.partition_key:
         notes.append(

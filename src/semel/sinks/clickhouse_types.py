@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -194,7 +194,6 @@ def converts(columns: Sequence[Column], found: Sequence[Found]) -> list[Convert]
 
 
 def _convert(column: Column, there: Kind) -> Convert:
-    made: Callable[[Kind], Convert]
     if there.base in INTEGERS:
         return _integer(there)
     if there.base in TIMES:

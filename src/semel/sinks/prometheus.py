@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from semel.contract import (
@@ -44,8 +44,7 @@ def contract(window: Window) -> Contract:
         remembers_position=False,
         fence=Fence.CREATE_ONLY,
         resolution=Resolution.READ_BACK,
-        durability="kill -9: always (its write-ahead log); a power cut can lose the last seconds, which Prometheus does "
-        "not sync",
+        durability="kill -9: always (its write-ahead log); a power cut can lose the last seconds: it does not sync them",
         position=PositionIn.GROUP_OFFSETS,
         settlement=Settlement.REPEATED,
         window=window,
@@ -61,6 +60,8 @@ class Prometheus:
     `retention_s`: how long the server keeps samples, at least; it is asked. `headers` travel with each request
     (credentials belong there; they are never shown).
     """
+
+    partitions = True  # the outbox, by `encode_key`, though no record replaces another
 
     def __init__(
         self,

@@ -97,9 +97,9 @@ class Memory:
             else "Whether they are there is unknown, so they were not sent again."
         )
         raise Forgotten(
-            f"{self._sink.where}, partition {partition}: {what}. {now} Look for its records in the sink, then say where "
-            f"the delivery goes on: `semel sink adopt APP.py {self._sink.name} --at {partition}:{cut.end}` if they are "
-            f"there, `--at {partition}:{cut.start}` if not."
+            f"{self._sink.where}, partition {partition}: {what}. {now} Look for its records in the sink, then say "
+            f"where the delivery goes on: `semel sink adopt APP.py {self._sink.name} --at {partition}:{cut.end}` if "
+            f"they are there, `--at {partition}:{cut.start}` if not."
         )
 
     def _over(self, cut: Cut, now_ms: int) -> str | NotDone:
