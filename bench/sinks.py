@@ -91,6 +91,8 @@ class Ours:
     def write(self, batch: list[tuple[bytes | None, bytes]]) -> None:
         start, end = self.at, self.at + len(batch)
         rows = [Row(start + n, 1_000, key, value) for n, (key, value) in enumerate(batch)]
+        if hasattr(self.connection, "seen"):  # of a sink with a window, before each cut
+            self.connection.remind(None, self.connection.seen())
         outcome = self.connection.write(self.claim, start, end, RUN, rows)
         assert outcome == Done(), outcome
         self.at = end
@@ -260,6 +262,53 @@ def mariadb(folder: Path) -> Iterator[dict[str, Made]]:
 
 
 @contextlib.contextmanager
+def clickhouse(folder: Path) -> Iterator[dict[str, Made]]:
+    """The engine (chdb) behind HTTP; the peer inserts by the same client, column by column, into an equal table. Ours
+    asks for the table's last block and window before each cut, as a delivery does, and once more before it sends."""
+    from tests.support.clickhouse import ClickHouseProcess
+
+    from semel.sinks import ClickHouse, ClickHouseAppended
+
+    with ClickHouseProcess(folder / "clickhouse") as server:
+        client = server.client()
+        types = ["String", "String", "String", "Int64", "Int64", "String"]
+        settings = "fsync_after_insert = 1, fsync_part_directory = 1"
+
+        def peer(name: str) -> Callable[[], Peer]:
+            def made() -> Peer:
+                columns = ", ".join(f"{n} {k}" for n, k in zip(FIELDS, types, strict=True))
+                client.command(
+                    f"CREATE TABLE {name}_peer ({columns}) ENGINE = MergeTree ORDER BY () SETTINGS {settings}"
+                )
+
+                def write(batch: list[bytes]) -> None:
+                    client.insert(
+                        f"{name}_peer", list(zip(*decoded(batch), strict=True)), column_names=list(FIELDS),
+                        column_type_names=types, column_oriented=True, settings={"async_insert": 0},
+                    )  # fmt: skip
+
+                return write
+
+            return made
+
+        def shown(name: str, ours: str) -> Callable[[bool], list[Any]]:
+            def read(mine: bool) -> list[Any]:
+                return sorted(
+                    client.query(f"SELECT {', '.join(FIELDS)} FROM {ours if mine else name + '_peer'}").result_rows
+                )
+
+            return read
+
+        yield {
+            "ClickHouse, tokens": (ClickHouse(server.url, "added"), peer("added"), shown("added", "added"), 4 * BATCH),
+            "ClickHouseAppended": (
+                ClickHouseAppended(server.url, "events"), peer("events"), shown("events", "events_once"), 4 * BATCH,
+            ),
+        }  # fmt: skip
+        client.close()
+
+
+@contextlib.contextmanager
 def objects(folder: Path) -> Iterator[dict[str, Made]]:
     """On SeaweedFS: an object per batch. The peer joins the lines, or builds the same Parquet, and PUTs."""
     import obstore
@@ -334,7 +383,7 @@ def objects(folder: Path) -> Iterator[dict[str, Made]]:
         }  # fmt: skip
 
 
-SYSTEMS = {"postgres": postgres, "sqlite": sqlite, "mariadb": mariadb, "objects": objects}
+SYSTEMS = {"postgres": postgres, "sqlite": sqlite, "mariadb": mariadb, "clickhouse": clickhouse, "objects": objects}
 
 
 def measure(made: Made, rounds: int) -> tuple[list[float], list[float]]:

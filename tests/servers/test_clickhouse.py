@@ -274,7 +274,7 @@ def test_who_was_stopped_past_the_window_sends_nothing(make: MakeSink) -> None:
     assert len(held(connection)) == 4
 
 
-# --- values ------------------------------------------------------------------------------------------------------------
+# --- values ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -381,7 +381,7 @@ def test_a_wrong_declaration_is_refused(make: MakeSink, wrong: dict[str, Any]) -
         make(**wrong)
 
 
-# --- Deduplicated ------------------------------------------------------------------------------------------------------
+# --- Deduplicated ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """One client of a ClickHouse server: statements and inserts, and what their errors mean.
 
 Invariant: nothing is sent twice by the client library, which by itself repeats an INSERT whose connection was lost
-(clickhouse-connect 1.12: `retryable=True` for inserts, twice at least whatever `query_retries` says). An error says whether the statement can have had its effect:
-`Away` without `arrived` it cannot; anything that the server, or the wire, leaves open counts as arrived.
+(clickhouse-connect 1.12: `retryable=True` for inserts, once at least whatever `query_retries` says). An error says
+whether the statement can have had its effect: `Away` without `arrived` it cannot; anything that the server, or the
+wire, leaves open counts as arrived.
 """
 
 from __future__ import annotations

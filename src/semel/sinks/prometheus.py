@@ -44,7 +44,7 @@ def contract(window: Window) -> Contract:
         remembers_position=False,
         fence=Fence.CREATE_ONLY,
         resolution=Resolution.READ_BACK,
-        durability="kill -9: always (its write-ahead log); a power cut can lose the last seconds: it does not sync them",
+        durability="kill -9: always (its write-ahead log); a power cut can lose the last seconds, which are not synced",
         position=PositionIn.GROUP_OFFSETS,
         settlement=Settlement.REPEATED,
         window=window,
