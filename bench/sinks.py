@@ -293,6 +293,7 @@ SYSTEMS: dict[str, Any] = {
     "multipart": "bench.sinks_phases:multipart",
     "http": "bench.sinks_http:http_",
     "kafka": "bench.sinks_logs:kafka",
+    "clickhouse": "bench.sinks_windowed:clickhouse",
 }
 BY_NAME_ONLY = {"mongodb": "bench.sinks_versioned:mongodb"}  # its server is built, which takes minutes
 

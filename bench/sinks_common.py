@@ -114,6 +114,8 @@ class Ours:
             assert outcome == Done(), outcome
             outcome = self.connection.commit_cut(self.claim, attempt)
         else:
+            if hasattr(self.connection, "seen"):  # of a sink with a window, before each cut
+                self.connection.remind(None, self.connection.seen())
             outcome = self.connection.write(self.claim, start, end, RUN, rows)
         assert outcome == Done(), outcome
         self.at = end

@@ -79,7 +79,8 @@ GUESTS: dict[str, set[str]] = {
     "sinks/duckdb_connection.py": {"duckdb"},
     "sinks/delta_connection.py": {"deltalake", "pyarrow"},
     "sinks/redis_connection.py": {"redis"},
-    "sinks/clickhouse_session.py": {"clickhouse_connect"},
+    "sinks/prometheus_form.py": {"cramjam"},
+    "sinks/clickhouse_session.py": {"clickhouse_connect", "urllib3"},
     "sinks/opensearch_http.py": {"urllib3"},
     # The client of a log, with what it does about lost connections (FAULTS B1): it exists once, in the host.
     "sinks/kafka_topic.py": {"semel.host"},
@@ -109,6 +110,7 @@ PURE = {
     "sinks": {
         *("__init__", "sink", "delivery", "cut_delivery", "cuts", "agreement", "operate", "group_position", "trouble"),
         *("origin", "keep", "truncation", "objects_form", "http", "window", "clickhouse", "clickhouse_types"),
+        *("clickhouse_appended", "prometheus", "prometheus_form"),
         "dedup",
         "two_phase",
         "documents",

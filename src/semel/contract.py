@@ -39,6 +39,7 @@ class Identity(StrEnum):
     CUT = "the cut's name: incarnation/partition/[start, end)"  # objects, files, prepared transactions
     REQUEST_KEY = "the request's key: incarnation/partition/offset"
     TOKEN = "the insert's token: incarnation/partition/[start, end)"
+    SAMPLE = "the sample's series and stamp"  # a second value at a stamp is refused, the same one is no second one
     EVENT_ID = "the event id beside each row"  # repeats are stored; `Contract.through` removes them
     NONE = "none"
 

@@ -395,25 +395,6 @@ class LogConnection(SinkConnection, Protocol):
         ...
 
 
-class Forgetful(Protocol):
-    """What a delivery by cuts asks of the connection of a sink with a window (contract Windowed), besides
-    `SinkConnection`. Its claim says incarnation 0 where the sink keeps none: then it is the delivery topic's."""
-
-    def seen(self) -> str | NotDone:
-        """Where the sink stands in what it counts its window by (inserts), before a cut is written down. Asked only
-        where `Window.inserts` is a number, as is the next."""
-        ...
-
-    def inserts_since(self, seen: str) -> int | NotDone:
-        """At least as many as the sink has counted since; below 0 when it went back."""
-        ...
-
-    def remind(self, until_ms: int | None, seen: str) -> None:
-        """Before each `write`: nothing of that cut leaves at or after `until_ms` (by the clock; None: no limit), nor
-        when the inserts since `seen` fill the window, however long this process was stopped meanwhile. Unknown then."""
-        ...
-
-
 class TwoPhaseConnection(Connection, Protocol):
     """A sink that prepares, and commits what the log has decided (contract TwoPhase). The caller owns the delivery's
     transactional id, and has read the decisions since it initialised it."""

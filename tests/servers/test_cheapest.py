@@ -143,6 +143,8 @@ def test_killed_at_least_once_ends_where_exactly_once_does(server: PostgresServe
     assert cheap.rows() == dear.rows() == expected
     for run in (cheap, dear):
         run.world.close()
-    told = f"{fed} records, {KILLS} kills in each mode: the same {len(expected)} rows, {CUSTOMERS - len(expected)} deleted"
+    told = (
+        f"{fed} records, {KILLS} kills in each mode: the same {len(expected)} rows, {CUSTOMERS - len(expected)} deleted"
+    )
     print(told, f"repeated outputs: {repeated}")
     assert told in PAGE.read_text(), told

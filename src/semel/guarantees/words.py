@@ -80,7 +80,7 @@ WORDS = {
     ),
     "Windowed": Fields(
         Guarantee.ONCE_IN_WINDOW,
-        frozenset((Identity.TOKEN, Identity.CUT, Identity.REQUEST_KEY, Identity.VERSION)),
+        frozenset((Identity.TOKEN, Identity.CUT, Identity.REQUEST_KEY, Identity.VERSION, Identity.SAMPLE)),
         _VISIBLE,
         False,
         _ANY_POSITION,

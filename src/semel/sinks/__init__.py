@@ -1,5 +1,7 @@
 """Where records leave the log. Each sink states its contract in its type."""
 
+from semel.sinks.clickhouse import ClickHouse
+from semel.sinks.clickhouse_appended import ClickHouseAppended
 from semel.sinks.delta import DeltaLake
 from semel.sinks.duckdb import DuckDB
 from semel.sinks.files import Files
@@ -17,11 +19,14 @@ from semel.sinks.postgres import Postgres
 from semel.sinks.postgres_appended import PostgresAppended
 from semel.sinks.postgres_two_phase import PostgresTwoPhase
 from semel.sinks.postgres_versioned import PostgresVersioned
+from semel.sinks.prometheus import Prometheus
 from semel.sinks.redis import Redis
 from semel.sinks.sqlite import SQLite
 
 __all__ = [
     "HTTP",
+    "ClickHouse",
+    "ClickHouseAppended",
     "DeltaLake",
     "DuckDB",
     "Files",
@@ -38,6 +43,7 @@ __all__ = [
     "PostgresAppended",
     "PostgresTwoPhase",
     "PostgresVersioned",
+    "Prometheus",
     "Redis",
     "SQLite",
 ]

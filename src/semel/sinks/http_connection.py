@@ -29,7 +29,7 @@ BODY_MAX = 1 << 20
 
 
 class HTTPConnection:
-    """See `ports.SinkConnection`, and where keys expire `ports.Forgetful`. The group's offsets, or the delivery topic,
+    """See `ports.SinkConnection`, and where keys expire `window.Forgetful`. The group's offsets, or the delivery topic,
     are the position; its claim fences nobody, and need not: the receiver gives a superseded owner's requests their
     first answer."""
 

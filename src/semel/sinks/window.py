@@ -10,7 +10,7 @@ inserts are counted from before it, everybody's; a clock that went back, or a co
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from semel.contract import Window
 from semel.ports import NotDone
@@ -18,6 +18,25 @@ from semel.sinks.cuts import Cut
 from semel.sinks.sink import SinkError
 
 BACK_MS = 60_000  # clocks of two machines may differ by so much
+
+
+class Forgetful(Protocol):
+    """What a delivery by cuts asks of the connection of a sink with a window (contract Windowed), besides
+    `ports.SinkConnection`. Its claim says incarnation 0 where the sink keeps none: then it is the delivery topic's."""
+
+    def seen(self) -> str | NotDone:
+        """Where the sink stands in what it counts its window by (inserts), before a cut is written down. Asked only
+        where `Window.inserts` is a number, as is the next."""
+        ...
+
+    def inserts_since(self, seen: str) -> int | NotDone:
+        """At least as many as the sink has counted since; below 0 when it went back."""
+        ...
+
+    def remind(self, until_ms: int | None, seen: str) -> None:
+        """Before each `write`: nothing of that cut leaves at or after `until_ms` (by the clock; None: no limit), nor
+        when the inserts since `seen` fill the window, however long this process was stopped meanwhile. Unknown then."""
+        ...
 
 
 class Forgotten(SinkError):
@@ -78,9 +97,9 @@ class Memory:
             else "Whether they are there is unknown, so they were not sent again."
         )
         raise Forgotten(
-            f"{self._sink.where}, partition {partition}: {what}. {now} Look for its records in the sink, then say where "
-            f"the delivery goes on: `semel sink adopt APP.py {self._sink.name} --at {partition}:{cut.end}` if they are "
-            f"there, `--at {partition}:{cut.start}` if not."
+            f"{self._sink.where}, partition {partition}: {what}. {now} Look for its records in the sink, then say "
+            f"where the delivery goes on: `semel sink adopt APP.py {self._sink.name} --at {partition}:{cut.end}` if "
+            f"they are there, `--at {partition}:{cut.start}` if not."
         )
 
     def _over(self, cut: Cut, now_ms: int) -> str | NotDone:

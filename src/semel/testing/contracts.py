@@ -155,26 +155,30 @@ class ContractTests:
 
 
 class _WireLoss:
-    def __init__(self, proxy: TcpProxy, needle: bytes, address: Callable[[int], str]) -> None:
+    def __init__(self, proxy: TcpProxy, needle: bytes, address: Callable[[int], str], answered: bool) -> None:
         self._proxy, self._needle, self._address = proxy, needle, address
+        self._lose_answer = proxy.lose_answer_when_it_comes if answered else proxy.lose_answer
 
     def address(self) -> str:
         return self._address(self._proxy.port)
 
     def lose(self, connection: SinkConnection, *, after_effect: bool) -> None:
-        (self._proxy.lose_answer if after_effect else self._proxy.lose_request)(self._needle)
+        (self._lose_answer if after_effect else self._proxy.lose_request)(self._needle)
 
     def lost(self) -> int:
         return self._proxy.cuts
 
 
 @contextlib.contextmanager
-def over_the_wire(port: int, needle: bytes, address: Callable[[int], str]) -> Iterator[Loses]:
+def over_the_wire(
+    port: int, needle: bytes, address: Callable[[int], str], *, answered: bool = False
+) -> Iterator[Loses]:
     """A system on 127.0.0.1:`port`: a proxy cuts the connection at the next request that holds `needle`, before the
-    request arrives or before its answer comes back. `address(port)` is the system's address with another port."""
+    request arrives or before its answer comes back. `address(port)` is the system's address with another port.
+    `answered`: a request comes in several pieces, so its answer is lost when it comes, not when `needle` has passed."""
     proxy = TcpProxy(port)
     try:
-        yield _WireLoss(proxy, needle, address)
+        yield _WireLoss(proxy, needle, address, answered)
     finally:
         proxy.close()
 

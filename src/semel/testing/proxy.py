@@ -21,6 +21,8 @@ class TcpProxy:
         self._needle = b""
         self._forward = False
         self._frozen = False
+        self._awaited: set[socket.socket] = set()  # clients that lose their next answer
+        self._await = False
         self.cuts = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -31,6 +33,12 @@ class TcpProxy:
     def lose_answer(self, needle: bytes) -> None:
         """The next request with these bytes arrives and has its effect; its answer does not come back."""
         self._needle, self._forward = needle, True
+
+    def lose_answer_when_it_comes(self, needle: bytes) -> None:
+        """As `lose_answer`, of a request that comes in many pieces: all of it goes on, and the connection is cut when
+        the answer begins."""
+        self._needle, self._forward = needle, True
+        self._await = True
 
     def freeze(self, needle: bytes) -> None:
         """The next request with these bytes arrives; nothing comes back, and nothing more goes on, but the connection
@@ -84,6 +92,12 @@ class TcpProxy:
                         self._silent.add(client)
                     server.sendall(data)
                     return
+                if self._await:
+                    self._await = False
+                    with self._lock:
+                        self._awaited.add(client)
+                    server.sendall(data)
+                    continue
                 if self._forward:
                     with self._lock:
                         self._open.discard(client)
@@ -101,6 +115,9 @@ class TcpProxy:
         while data := _received(server):
             if client in self._silent:
                 continue
+            if client in self._awaited:
+                self._awaited.discard(client)
+                break
             try:
                 client.sendall(data)
             except OSError:
