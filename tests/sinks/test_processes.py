@@ -131,7 +131,7 @@ def test_postgres_a_zombie_inside_its_transaction_does_not_hold_up_its_successor
     began = time.monotonic()
     heir = place.start()
     place.finish(heir)
-    assert time.monotonic() - began < 2.0 + 3.0, "hand-over, and the start of a process on a busy machine"
+    assert time.monotonic() - began < 30.0, "two seconds of hand-over, and the start of a process on a busy machine"
     assert "it was told to end" not in place.said(heir), "the first try after it was told to end succeeds"
     assert place.rows() == place.expected()
     zombie.send_signal(signal.SIGCONT)
