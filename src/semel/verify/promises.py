@@ -2,8 +2,8 @@
 
 Pure over the graph and what was counted. Invariants: every field of a contract has a line, so one that is deleted or
 weakened shows in the report; a contract that does not hold together is a doubt, so its run is never "holds"; and what
-no run of `semel verify` tries says so, and who does. Steps are counted by their name, for the run: of an app with several
-sinks or sources nobody tells at which of them a process was struck.
+no run of `semel verify` tries says so, and who does. Steps are counted by their name, for the run: of an app with
+several sinks or sources nobody tells at which of them a process was struck.
 """
 
 from __future__ import annotations
