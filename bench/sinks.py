@@ -339,7 +339,7 @@ def kafka(folder: Path) -> Iterator[dict[str, Made]]:
     """Apache Kafka and `semel broker` as targets, 4 partitions. The peer is given its keys, and commits a transaction
     per batch."""
     import confluent_kafka
-    from tests.servers.kafka_subjects import messages, ready
+    from tests.servers.kafka_subjects import KEEPING, messages, ready
     from tests.support.broker import BrokerProcess
     from tests.support.kafka import KafkaProcess
 
@@ -378,7 +378,7 @@ def kafka(folder: Path) -> Iterator[dict[str, Made]]:
 
         return sink, peer, shown, BATCH
 
-    with KafkaProcess(folder / "kafka") as apache, BrokerProcess(folder / "broker") as broker:
+    with KafkaProcess(folder / "kafka", props=KEEPING) as apache, BrokerProcess(folder / "broker") as broker:
         yield {
             "KafkaTopic (Apache Kafka)": made(apache.address),
             "KafkaTopic (semel broker)": made(broker.address),
