@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.servers.kafka_subjects import KEEPING, left, open_transactions
 from tests.support.broker import BrokerProcess
 from tests.support.kafka import KafkaProcess
@@ -14,6 +16,7 @@ from tests.support.verifying import verified
 CRASHES = int(os.environ.get("CRASHES", "24"))
 
 
+@pytest.mark.timeout(600)
 def test_a_bridge_holds(tmp_path: Path) -> None:
     """Every record is there once, with its key, deletes too, and in the order of its key; the run's topics are gone."""
     with KafkaProcess(tmp_path / "kafka", props=KEEPING) as kafka, BrokerProcess(tmp_path / "broker") as broker:
