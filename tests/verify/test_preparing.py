@@ -51,7 +51,7 @@ def test_one_lost_connection_is_no_sink_that_is_away() -> None:
 
 
 def test_a_sink_that_is_away_is_named() -> None:
-    with pytest.raises(ProofError, match="sink each: the server closed the connection. Start it"):
+    with pytest.raises(ProofError, match=r"sink each: the server closed the connection\. Start it"):
         campaign._prepare(graph(), {"each": (None, Sometimes(away=9))})
 
 

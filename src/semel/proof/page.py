@@ -27,6 +27,7 @@ WHO = {
     **dict.fromkeys(
         ("claim", "batch", "cut", "object", "prepare", "decide", "settle", "rows", "position", "sink"), "delivery"
     ),
+    "ingest": "ingest",
     **dict.fromkeys(("fenced", "stale"), "refusal"),
 }
 STEPS = {
@@ -61,8 +62,14 @@ STEPS = {
     "position.after": "after the position",
     "sink.before": "before the sink's commit",
     "sink.after": "the sink has committed, nobody else knows",
+    "ingest.claim": "the log has named this ingest as the owner of a lane, its positions are read",
+    "ingest.read": "a portion was read from the source, nothing of it is written",
+    "ingest.records": "its records are in the open transaction, its position is not",
+    "ingest.position": "both are in the transaction, it is not decided",
+    "ingest.commit": "the log has said: committed; the source has not heard of it",
     "fenced.log": "the log refused a superseded worker's transaction",
     "fenced.sink": "the sink refused a superseded owner's batch",
+    "fenced.source": "the log refused a superseded ingest's transaction",
     "stale.sink": "rows as old as what the sink held, without effect",
 }
 KINDS = {
@@ -73,6 +80,7 @@ KINDS = {
     "monotonic": "positions seen during the run never went back",
     "sink, appended rows": "each committed record as a row, once",
     "sink, last row per key": "the last committed value of each key",
+    "source rows, appended": "each row of the source in its topic, once, and in its order per key",
     "sink, one order per key": "all writes of one key in one order",
 }
 # What no run of `semel verify` does. (The simulator and the contract kit do some of it.)
