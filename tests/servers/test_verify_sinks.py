@@ -17,8 +17,8 @@ SHORT: dict[str, tuple[int, tuple[str, ...]]] = {
     "redis+valkey+opensearch": (24, ()),
     "duckdb+delta+iceberg": (16, ("duckdb-latest", "delta-each", "iceberg-latest")),
     "two-phase": (30, ()),
-    "xa+objects+multipart+files": (16, ()),
-    "http": (8, ()),
+    "xa+objects+multipart+files": (12, ()),
+    "http": (4, ()),
 }
 # Tried elsewhere: the flights go to Postgres and SQLite, and appended rows have a page made of them.
 ELSEWHERE = {

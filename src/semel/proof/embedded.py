@@ -269,6 +269,10 @@ class EmbeddedStorm:
                 time.sleep(0.1)
             if (code := alive.leave()) != 0:
                 self.failures.append(f"{alive.name} left with exit code {code}:\n{alive.tail()}")
+            if waiting := self.feeding.waiting:
+                self.feed(slices=0)
+                if self.feeding.waiting < waiting:
+                    continue  # what had to wait for a first position is there now
             if self._settled():
                 return
         raise ProofError(f"the app did not finish its input within {SETTLE_S:.0f} s:\n{alive.tail(30)}")

@@ -66,6 +66,11 @@ class Feeding:
             trial.add([])
 
     @property
+    def waiting(self) -> int:
+        """Rows that no source has been given yet."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
     def added(self) -> dict[str, int]:
         """How many records each topic must hold in the end."""
         return dict(self._added)

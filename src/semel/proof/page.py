@@ -72,6 +72,7 @@ STEPS = {
     "fenced.log": "the log refused a superseded worker's transaction",
     "fenced.source": "the log refused the transaction of a superseded ingest",
     "fenced.sink": "the sink refused a superseded owner's batch",
+    "fenced.source": "the log refused a superseded ingest's transaction",
     "stale.sink": "rows as old as what the sink held, without effect",
 }
 KINDS = {
@@ -82,6 +83,7 @@ KINDS = {
     "monotonic": "positions seen during the run never went back",
     "sink, appended rows": "each committed record as a row, once",
     "sink, last row per key": "the last committed value of each key",
+    "source rows, appended": "each row of the source in its topic, once, and in its order per key",
     "sink, one order per key": "all writes of one key in one order",
 }
 # What no run of `semel verify` does. (The simulator and the contract kit do some of it.)

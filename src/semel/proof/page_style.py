@@ -1,7 +1,7 @@
 """How the page of a verification looks: one style sheet, light and dark, on screen and on paper.
 
 Invariant: every colour is a variable of `LIGHT` or `DARK`, and each text on its ground has a contrast of 4.5 at least
-(WCAG 2.2, 1.4.3; `tests/proof/test_page.py` computes it).
+(WCAG 2.2, 1.4.3; `tests/verify/test_page.py` computes it).
 """
 
 from __future__ import annotations

@@ -235,6 +235,8 @@ class World:
         stood = dict(self._stood)
         while time.monotonic() < min(moved_at + give_up_s, began + SETTLE_MAX_S):
             alive()
+            if self.feeding.waiting:
+                self.feeding.end()  # what had to wait for a first position
             if self._stood != stood:
                 stood, moved_at = dict(self._stood), time.monotonic()
             if not self._ingested():

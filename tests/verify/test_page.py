@@ -176,8 +176,8 @@ def test_each_step_has_its_hits_and_its_meaning() -> None:
     assert {step.value.partition(".")[0] for step in Step} <= set(WHO)
     said = Read(made(UNKNOWN)).said()
     assert "claim.after delivery the sink has named this delivery as the owner of a partition never never" in said
-    reached = 3 + list(Step).index(Step.ROWS_AFTER)
-    assert f"rows.after delivery rows are written, not committed, and the position is not {reached} 1" in said
+    reached = f"{UNKNOWN.steps['rows.after']:,} {UNKNOWN.struck['rows.after']}"
+    assert f"rows.after delivery rows are written, not committed, and the position is not {reached}" in said
     assert "12,345 rows (orders)" in said
 
 
