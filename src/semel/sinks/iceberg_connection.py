@@ -87,7 +87,6 @@ class IcebergConnection:
         self._steps = steps
         self._value_type: object = None
         self._catalog: Catalog | None = None
-        self._table: Table | None = None  # as our last commit has left it
         self._shape: Shape | None = None
         self._found: list[Found] = []
         self._schema: Any = None  # Arrow's, of the table
@@ -110,7 +109,7 @@ class IcebergConnection:
         return self._catalog
 
     def close(self) -> None:
-        catalog, self._catalog, self._table = self._catalog, None, None
+        catalog, self._catalog = self._catalog, None
         engine = getattr(catalog, "engine", None)  # of a SQL catalog: its connections
         if engine is not None:
             engine.dispose()
@@ -191,7 +190,6 @@ class IcebergConnection:
         return self._trying(lambda: self._claim(delivery, log))
 
     def _claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim | NotDone:
-        self._table = None
         for turn in range(TRIES):
             table = self._prepare()
             facts = _facts(table, delivery.app, delivery.sink)
@@ -255,8 +253,7 @@ class IcebergConnection:
         upserts, deletes = split(self._shape, rows)
         arrow_rows.require_values(self._shape, self._found, upserts)
         for turn in range(TRIES):
-            # What we have committed last, if so: a commit on it is refused where another one's lies in between.
-            table = self._trying(lambda: self._table or self._latest())
+            table = self._trying(self._latest)
             if isinstance(table, NotDone):
                 return table
             there = _lane(table, claim.delivery)
@@ -345,8 +342,7 @@ class IcebergConnection:
         return each[0] if len(each) == 1 else Or(*each)
 
     def _commit(self, staged: Transaction) -> None:
-        self._table = None
-        self._table = _without_retries(staged.commit_transaction())
+        staged.commit_transaction()
 
     # --- for semel verify -----------------------------------------------------------------------------------------
 
