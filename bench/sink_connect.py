@@ -26,7 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from bench.servers import cpu_s
@@ -130,23 +130,33 @@ def fill(address: str, encoded: Sequence[bytes]) -> None:
     assert producer.flush(120) == 0
 
 
-def turn(words: Sequence[str], name: str, connection: Any, wanted: int, folder: Path) -> tuple[float, float]:
-    """Rows/s, CPU s per million records. `wanted`: the value of `amount` that a whole table adds up to."""
+class Turn(NamedTuple):
+    rate: float  # rows/s
+    later: float  # of the second half of an insert, when a JVM is warmer; 0: not to be told
+    cpu: float  # s per million records
+
+
+def turn(words: Sequence[str], name: str, connection: Any, wanted: int, folder: Path) -> Turn:
+    """`wanted`: what the column `amount` of a whole table adds up to."""
     said = folder / f"said-{name}"
     process = subprocess.Popen(words, stdout=said.open("wb"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + PATIENCE_S
         first, began = 0, 0.0
+        half, halfway = 0, 0.0
         while True:
             count, there = connection.execute(f"SELECT count(*), coalesce(sum(amount), 0) FROM {name}").fetchone()
             now = time.perf_counter()
             if there and not began:
                 first, began = count, now
+            if count >= RECORDS // 2 and not halfway:
+                half, halfway = count, now
             if there == wanted:
                 break
             assert process.poll() is None and time.monotonic() < deadline, (count, there, said.read_text()[-3_000:])
             time.sleep(0.02)
-        return (RECORDS - first) / (now - began), cpu_s(process.pid) / RECORDS * 1e6
+        later = (RECORDS - half) / (now - halfway) if half and now > halfway else 0.0
+        return Turn((RECORDS - first) / (now - began), later, cpu_s(process.pid) / RECORDS * 1e6)
     finally:
         process.terminate()
         try:
@@ -167,8 +177,7 @@ def run() -> None:
     # Of an upsert: what the table adds up to when each key has its last value.
     last = {order.order_id: order.amount for order in map(decode, encoded)}
     wanted = {"": RECORDS * (RECORDS - 1) // 2, "order_id": sum(last.values())}
-    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
-    cpu: dict[tuple[str, str], list[float]] = defaultdict(list)
+    found: dict[tuple[str, str], list[Turn]] = defaultdict(list)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="semel-bench-")))
         kafka = stack.enter_context(KafkaProcess(folder / "kafka"))
@@ -187,20 +196,22 @@ def run() -> None:
                         words += [name, key]
                     else:
                         words = connect_words(folder, kafka.address, server.dsn, name, key)
-                    rate, used = turn(words, name, connection, wanted[key], folder)
-                    rates[side, key].append(rate)
-                    cpu[side, key].append(used)
-                    print(f"{name}: {rate:,.0f} rows/s, {used:.1f} CPU s per million", flush=True)
+                    one = turn(words, name, connection, wanted[key], folder)
+                    found[side, key].append(one)
+                    print(f"{name}: {one.rate:,.0f} rows/s, {one.cpu:.1f} CPU s per million", flush=True)
                     query = f"SELECT {', '.join(FIELDS)} FROM {name} ORDER BY 1, 4"
                     made.append(connection.execute(query).fetchall())
                 assert made[0] == made[1], "they leave different rows"
-    rows = {}
+    rows: dict[str, Sequence[str]] = {}
     for key, what in (("", "insert"), ("order_id", "upsert")):
-        ours, theirs = ("semel", key), ("connect", key)
-        rows[f"{what}: semel"] = [spread(rates[ours]), spread(cpu[ours])]
-        rows[f"{what}: Debezium JDBC on Connect"] = [spread(rates[theirs]), spread(cpu[theirs])]
-        rows[f"{what}: ratio semel / Debezium"] = [ratios(rates[ours], rates[theirs]), ratios(cpu[ours], cpu[theirs])]
-    columns_ = ["rows/s, source topic to table", "CPU s per million, of the process"]
+        ours, theirs = (list(zip(*found[side, key], strict=True)) for side in ("semel", "connect"))
+        told = [0, 2] if key else [0, 1, 2]
+        for side, figures in ((f"{what}: semel", ours), (f"{what}: Debezium JDBC on Connect", theirs)):
+            rows[side] = [spread(figures[at]) if at in told else "" for at in range(3)]
+        rows[f"{what}: ratio semel / Debezium"] = [
+            ratios(ours[at], theirs[at]) if at in told else "" for at in range(3)
+        ]
+    columns_ = ["rows/s, source topic to table", "rows/s, second half", "CPU s per million, of the process"]
     print(table(f"Postgres from Apache Kafka, {RECORDS:,} records", columns_, rows), flush=True)
 
 

@@ -6,7 +6,7 @@ The app passes each record on, with a commit interval of 100 ms, as `semel run` 
 record carries the time of its making; a reader in another process looks for new rows every few milliseconds, and takes
 the time when it sees each. The first second is not counted. Whatever was fed must be seen, each record once.
 
-HTTP is fed 200 records/s: it is a request each. Objects are listed by their manifests; a cut is due after 0.1 s.
+HTTP is fed 100 records/s: it is a request each. Objects are listed by their manifests; a cut is due after 0.1 s.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import msgspec
 
 from bench.table import table
 
-RATE, HTTP_RATE = 1_000, 200
+RATE, HTTP_RATE = 1_000, 100
 SECONDS = float(os.environ.get("LATENCY_SECONDS", "6"))
 LOOK_S = 0.003
 TICK_S = 0.005

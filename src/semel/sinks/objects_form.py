@@ -45,7 +45,7 @@ class Form:
         """Raises RowRefused for a record that has no place in this format; for Parquet, `pack` does."""
         if self.format == "csv":
             return self._csv(rows)
-        return b"".join((row.value or b"null") + b"\n" for row in rows)
+        return b"\n".join([*[row.value or b"null" for row in rows], b""])
 
     def _csv(self, rows: Sequence[Row]) -> bytes:
         text = io.StringIO()

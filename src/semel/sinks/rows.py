@@ -273,9 +273,12 @@ def _column(column: Column, convert: Convert, values: Sequence[Any]) -> Sequence
             return list(map(str, values))
     if convert is int and column.type is ColumnType.INTEGER:
         return values
-    held = isinstance(convert, Within) and None not in values
-    if held and convert.least <= min(values) and max(values) <= convert.most:  # type: ignore[attr-defined]
-        return values
+    if isinstance(convert, Within):
+        try:
+            if convert.least <= min(values) and max(values) <= convert.most:
+                return values
+        except TypeError:
+            pass  # one is None
     return [None if value is None else convert(value) for value in values]
 
 
