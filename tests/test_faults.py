@@ -53,7 +53,8 @@ PLANTED = {bug.name for tried in TRIED for bug in tried.BUGS}
 def rows() -> dict[str, list[str]]:
     """The cells of each row, by fault."""
     lines = (ROOT / "docs" / "faults.md").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| [BPSE]\d+ ", line)]
+    lines = [line for line in lines if re.match(r"\| [BPSE]\d+ ", line)]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert len({row[0] for row in cells}) == len(cells), "a fault has two rows"
     return {row[0]: row[1:] for row in cells}
 

@@ -1,5 +1,5 @@
-"""The cheapest honest path, with real processes: `semel run --mode at-least-once` before PostgresVersioned, killed again
-and again, ends with the rows of an exactly-once run. The line that it prints is the one in docs/versioned.md."""
+"""The cheapest honest path, with real processes: `semel run --mode at-least-once` before PostgresVersioned, killed
+again and again, ends with the rows of an exactly-once run. The line that it prints is the one in docs/versioned.md."""
 
 from __future__ import annotations
 
@@ -143,6 +143,8 @@ def test_killed_at_least_once_ends_where_exactly_once_does(server: PostgresServe
     assert cheap.rows() == dear.rows() == expected
     for run in (cheap, dear):
         run.world.close()
-    told = f"{fed} records, {KILLS} kills in each mode: the same {len(expected)} rows, {CUSTOMERS - len(expected)} deleted"
+    told = (
+        f"{fed} records, {KILLS} kills in each mode: the same {len(expected)} rows, {CUSTOMERS - len(expected)} deleted"
+    )
     print(told, f"repeated outputs: {repeated}")
     assert told in PAGE.read_text(), told
