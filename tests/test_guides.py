@@ -118,3 +118,15 @@ def test_a_field_that_changes_is_found() -> None:
         assert told(replace(contract, **{field.name: other}), "") != told(contract, ""), field.name
     of_files = source_told(semel.sources.Files("x").contract)
     assert {field.name for field in fields(SourceContract)} == set(re.findall(r"`(\w+)`", of_files)) | {"guarantee"}
+
+
+def test_the_readme_names_and_counts_every_sink_and_source() -> None:
+    """One row each; the weak one is not counted among those under contracts that hold."""
+    rows = (ROOT / "README.md").read_text().splitlines()
+    (sinks,) = [row for row in rows if row.startswith("| `semel.sinks` |")]
+    (sources,) = [row for row in rows if row.startswith("| `semel.sources` |")]
+    weak = [guide.name for guide in SINKS if "contract, `name` | AtLeastOnce" in guide.text]
+    assert weak == ["Lines"]
+    assert f"| {len(SINKS) - len(weak)} of them under contracts, and a weak one," in sinks
+    assert all(f"`{guide.name}`" in sinks for guide in SINKS if guide.name not in weak)
+    assert all(f"`{guide.name}`" in sources for guide in SOURCES)

@@ -63,6 +63,10 @@ CAMPAIGNS = {
         "MongoDB's protocol, imitated (FerretDB 1.24 over SQLite): contract kit, planted mistakes, verify",
         pytest("tests/servers/test_mongodb.py"), {"FERRETDB": "build"},
     ),
+    "guides": Campaign(
+        "the guides of all sinks and sources, played again on the real servers; MongoDB's on its imitation",
+        pytest("tests/servers/test_guides.py"), {"SEMEL_PROOF": "1"},
+    ),
     "sim": Campaign("2,000 seeds of the simulator", [SEMEL, "sim", "--seeds", "1:2001", "--json"]),
 }  # fmt: skip
 
