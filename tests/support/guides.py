@@ -142,7 +142,8 @@ class Played:
             cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=WAIT_S,
         )  # fmt: skip
         assert done.returncode == 0 or fails, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout + (done.stderr if done.returncode else "")
+        # What an ingest has to tell, it tells there.
+        return done.stdout + (done.stderr if done.returncode or " ingest " in command else "")
 
     def fed(self, rows: str) -> None:
         (self.folder / "totals.jsonl").write_text(rows)
@@ -176,6 +177,7 @@ class Played:
         for placeholder, real in {**self.replaced, **self.hidden}.items():
             text = text.replace(real, placeholder)
         text = text.replace(f"{self.folder}/", "")
+        text = re.sub(r"^\w+: [\d,]+ records\n", "", text, flags=re.MULTILINE)  # how far it is, said now and then
         text = re.sub(r"\bpid \d+ on [\w.-]+", "pid 4711 on worker-1", text)
         text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-23 17:00:00", text)
         return _aligned(text.rstrip("\n").split("\n")) if text.strip() else []
