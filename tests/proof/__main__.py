@@ -73,6 +73,10 @@ CAMPAIGNS = {
         "the same imitation under 100 crashes; written into docs/proof/sinks.md",
         [sys.executable, "-m", "tests.proof.sinks", "mongodb"], page=True,
     ),
+    "guides": Campaign(
+        "the guides of all sinks and sources, played again on the real servers; MongoDB's on its imitation",
+        pytest("tests/servers/test_guides.py"), {"SEMEL_PROOF": "1"},
+    ),
     "sim": Campaign("2,000 seeds of the simulator", [SEMEL, "sim", "--seeds", "1:2001", "--json"]),
 }  # fmt: skip
 

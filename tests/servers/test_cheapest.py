@@ -1,5 +1,5 @@
-"""The cheapest honest path, with real processes: `semel run --mode at-least-once` before PostgresVersioned, killed again
-and again, ends with the rows of an exactly-once run. The line that it prints is the one in docs/versioned.md."""
+"""The cheapest honest path, with real processes: `semel run --mode at-least-once` before PostgresVersioned, killed
+again and again, ends with the rows of an exactly-once run. The line that it prints is the one in docs/versioned.md."""
 
 from __future__ import annotations
 

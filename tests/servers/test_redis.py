@@ -369,8 +369,8 @@ def test_a_server_that_forgets_its_tail_is_given_it_again(tmp_path: Path) -> Non
 
 def test_everysec_and_a_power_cut_lose_nothing_for_good(tmp_path: Path) -> None:
     """S13 with `appendfsync everysec`: the server acknowledges, the power fails before its append-only file is synced,
-    and the tail is gone. A killed process alone loses nothing (the kernel has what was written), so the file is put back
-    to what had been synced. The position went with the rows; the owner, who still knows a later one, reads it back."""
+    and the tail is gone. A killed process alone loses nothing (the kernel has what was written), so the file is put
+    back to what had been synced. The position went with the rows; the owner, who knows a later one, reads it back."""
     with RedisProcess(redis_server(), tmp_path, {"appendonly": "yes", "appendfsync": "everysec", "save": ""}) as weak:
         sink = Redis(weak.url, "totals", key="customer")
         connection = opened(sink)

@@ -105,8 +105,8 @@ def test_at_least_once_with_versions_ends_where_exactly_once_does(make: MakeSink
 
 
 def test_a_map_that_reads_the_clock_gives_the_sink_one_value_per_record(make: MakeSink) -> None:
-    """S2: an output that differs at each try. Behind exactly-once processing the outbox holds one try of each record, so
-    deliveries that die and begin again write that one. Behind at-least-once it holds several: versions do not mend
+    """S2: an output that differs at each try. Behind exactly-once processing the outbox holds one try of each record,
+    so deliveries that die and begin again write that one. Behind at-least-once it holds several: versions do not mend
     what is no function of its record."""
     ticks = count(1_000_000)
 

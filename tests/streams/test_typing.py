@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import semel.sinks
+
 # By one worker: two of them, with one cache, lock each other out of it.
 pytestmark = pytest.mark.xdist_group("typing")
 
@@ -20,12 +22,15 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Generic, TypeVar, assert_type
-from semel import App, AtLeastOnce, Builder, Stream, Table, TestDriver, Topic
+from semel import App, AtLeastOnce, AtMostOnce, Builder, Stream, Table, TestDriver, Topic
 from semel.contract import (
     Contract, Deduplicated, Guarantee, Keyed, Kind, Transactional, TwoPhase, Versioned, Weak, Windowed
 )
 from semel.ports import SinkConnection, Steps
-from semel.sinks import Lines, Postgres, SQLite
+from semel.sinks import (
+    HTTP, DeltaLake, DuckDB, Files, Iceberg, Lines, MariaDB, MariaDBTwoPhase, MongoDB, MultipartObjects, Objects,
+    OpenSearch, Postgres, PostgresAppended, PostgresTwoPhase, PostgresVersioned, Redis, SQLite
+)
 from semel.sinks.positions import transactional
 
 K = TypeVar("K", bound=Kind)
@@ -66,6 +71,34 @@ names = Topic("names", key=int, value=str)
 """
 
 RIGHT = """
+def everywhere(b: Builder) -> None:
+    # Every exported sink but the weak one is written without accept=; the weak one with it.
+    t = b.read(orders).key_by(lambda o: o.customer).fold(Decimal(0), lambda acc, o: acc + o.amount, name="e").changes()
+    s = t.map(Total)
+    s.write(Postgres("postgresql://h/d", "a", key="customer"))
+    s.write(PostgresVersioned("postgresql://h/d", "b", key="customer"))
+    s.write(PostgresAppended("postgresql://h/d", "c"))
+    s.write(PostgresTwoPhase("postgresql://h/d", "d"))
+    s.write(MariaDB("mysql://u:p@h/d", "e"))
+    s.write(MariaDBTwoPhase("mysql://u:p@h/d", "f"))
+    s.write(SQLite("f.db", "g"))
+    s.write(DuckDB("f.duckdb", "h"))
+    s.write(DeltaLake("lake/i"))
+    s.write(Iceberg("sales.j"))
+    s.write(Objects("archive", name="k"))
+    s.write(MultipartObjects("s3://bucket/l", name="l"))
+    s.write(Files("files", name="m"))
+    s.write(HTTP("http://h/n", name="n"))
+    s.write(HTTP("http://h/o", name="o", forgets_after_s=60))
+    s.write(Redis("redis://h/0", "p", key="customer"))
+    s.write(OpenSearch("http://h:9200", "q", key="customer"))
+    s.write(MongoDB("mongodb://h/d", "r", key="customer"))
+    s.write(Lines("s"), accept=AtLeastOnce("lines may repeat"))
+    s.write(Lines("t"), accept=AtMostOnce("lines may be missing"))
+    s.write(of(Weak, Guarantee.AT_MOST_ONCE), accept=AtMostOnce("some may be missing"))
+
+App("everywhere", everywhere).graph()
+
 def billing(b: Builder) -> None:
     read = b.read(orders)
     assert_type(read, Stream[int, Order])
@@ -115,7 +148,11 @@ def wrong(b: Builder) -> None:
     t.write(totals)  # error: Decimal is no Total
     t.map(Total).write(names)  # error: not a topic of Total
     t.map(Total).write(Lines("f"))  # error: a weak sink wants accept=
+    t.map(Total).write(Lines())  # error: so does standard output
     t.map(Total).write(of(Weak, Guarantee.AT_LEAST_ONCE))  # error: so does any other
+    t.map(Total).write(of(Weak, Guarantee.AT_MOST_ONCE))  # error: and one that loses
+    t.map(Total).write(of(Weak, Guarantee.EXACTLY_ONCE))  # error: whatever its contract says
+    t.map(Total).write(Lines("f"), accept="yes")  # error: a reason, as AtLeastOnce or AtMostOnce
     t.map(Total).write(of(Kind, Guarantee.EXACTLY_ONCE))  # error: a kind that says nothing
     b.read(names).filter(lambda name: name.amount > 0)  # error: str has no amount
     b.read(orders).key_by(lambda o: o.client)  # error: no such field
@@ -171,6 +208,13 @@ def test_each_wrong_line_is_refused_and_no_other(told: str) -> None:
     """A weak sink without accept=, wrong keys, values, functions, states."""
     expected = {n for n, line in enumerate((OPENING + WRONG).splitlines(), 1) if "# error" in line}
     assert set(lines_of(told, "wrong.py")) == expected, told
+
+
+def test_every_exported_sink_is_in_the_programs() -> None:
+    """A sink that is added is written there, too: without accept=, unless its contract is weak."""
+    for name in semel.sinks.__all__:
+        (first, *_) = re.findall(rf"    s\.write\({name}\(.*", RIGHT)
+        assert ("accept=" in first) == (name == "Lines"), first
 
 
 def test_the_right_program_also_builds(tmp_path: Path) -> None:

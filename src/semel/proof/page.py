@@ -70,7 +70,6 @@ STEPS = {
     "ingest.position": "both are in the transaction, it is not decided",
     "ingest.commit": "the log has said: committed; the source has not heard of it",
     "fenced.log": "the log refused a superseded worker's transaction",
-    "fenced.source": "the log refused the transaction of a superseded ingest",
     "fenced.sink": "the sink refused a superseded owner's batch",
     "fenced.source": "the log refused a superseded ingest's transaction",
     "stale.sink": "rows as old as what the sink held, without effect",
