@@ -275,7 +275,8 @@ def test_what_has_no_time_is_tried_a_few_times(answers: Any, kind: Any, requests
     "wrong",
     [
         {"labels": ["9x"]}, {"labels": ["__x"]}, {"labels": ["a", "a"]}, {"labels": ["total"]}, {"constant": {"x": ""}},
-        {"labels": ["x"], "constant": {"x": "1"}}, {"url": "http://me:pw@h:9090"}, {"url": "ftp://h"}, {"metric": "a-b"},
+        {"labels": ["x"], "constant": {"x": "1"}}, {"url": "http://me:pw@h:9090"}, {"url": "ftp://h"},
+        {"metric": "a-b"},
     ],
 )  # fmt: skip
 def test_a_wrong_declaration_is_refused(wrong: dict[str, Any]) -> None:
