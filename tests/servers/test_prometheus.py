@@ -50,7 +50,8 @@ class TestLateOnesAreTaken(ContractTests):
 
     @pytest.fixture
     def subject(self, tolerant: PrometheusProcess) -> Subject:
-        return subjects.subject(subjects.absolute, tolerant)
+        # Prometheus 2.42 does not delete late samples: what the trials made stays until the server goes.
+        return replace(subjects.subject(subjects.absolute, tolerant), orphans=None)
 
 
 # --- planted mistakes ------------------------------------------------------------------------------------------------
