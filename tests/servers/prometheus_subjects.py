@@ -22,7 +22,7 @@ def read(address: str, suffix: str) -> Iterable[tuple[str, int]]:
 
 
 def left(address: str, suffix: str) -> Sequence[str]:
-    return [str(labels) for labels, _, _ in samples(address, f"entries{suffix}")]
+    return sorted({str(labels) for labels, _, _ in samples(address, f"entries{suffix}")})
 
 
 def subject(make: Callable[[str, str], Any], server: PrometheusProcess) -> Subject:

@@ -50,7 +50,8 @@ class TestLateOnesAreTaken(ContractTests):
 
     @pytest.fixture
     def subject(self, tolerant: PrometheusProcess) -> Subject:
-        return subjects.subject(subjects.absolute, tolerant)
+        # Prometheus 2.42 does not delete late samples: what the trials made stays until the server goes.
+        return replace(subjects.subject(subjects.absolute, tolerant), orphans=None)
 
 
 # --- planted mistakes ------------------------------------------------------------------------------------------------
@@ -275,7 +276,8 @@ def test_what_has_no_time_is_tried_a_few_times(answers: Any, kind: Any, requests
     "wrong",
     [
         {"labels": ["9x"]}, {"labels": ["__x"]}, {"labels": ["a", "a"]}, {"labels": ["total"]}, {"constant": {"x": ""}},
-        {"labels": ["x"], "constant": {"x": "1"}}, {"url": "http://me:pw@h:9090"}, {"url": "ftp://h"}, {"metric": "a-b"},
+        {"labels": ["x"], "constant": {"x": "1"}}, {"url": "http://me:pw@h:9090"}, {"url": "ftp://h"},
+        {"metric": "a-b"},
     ],
 )  # fmt: skip
 def test_a_wrong_declaration_is_refused(wrong: dict[str, Any]) -> None:

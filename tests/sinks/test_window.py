@@ -9,11 +9,11 @@ import pytest
 
 from semel.contract import Claim, Contract, Row, Window, Windowed
 from semel.ports import Done, NotDone, Outcome, Step, Unknown
-from semel.sinks import HTTP
+from semel.sinks import HTTP, operate
 from semel.sinks.cuts import Rule
 from semel.sinks.sink import SinkError
 from semel.sinks.window import BACK_MS, Forgotten
-from tests.sinks.test_cuts import Died, Worker, die, outbox, put
+from tests.sinks.test_cuts import OUTBOX, Died, Worker, die, outbox, put
 
 CONTRACT = HTTP("http://x/", forgets_after_s=100).contract
 HOUR_MS = 3_600_000
@@ -31,9 +31,10 @@ class Forgetful:
         self.now_ms = 0
         self.inserts = 0
         self.held: list[bytes | None] = []
-        self.tokens: dict[tuple[int, int], tuple[int, int]] = {}
+        self.tokens: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.outcomes: list[Outcome] = []  # instead of Done, one after the other
         self.until_ms: int | None = None
+        self.claimed: Claim | None = None
 
     def open(self, steps: Any) -> Any:
         return self
@@ -56,14 +57,21 @@ class Forgetful:
     def remind(self, until_ms: int | None, seen: str) -> None:
         self.until_ms = until_ms
 
+    def remembered(self, app: str) -> list[Any]:
+        return []
+
+    def move(self, app: str, seen: Any, to: Any) -> Done:
+        return Done()
+
     def write(self, claim: Claim, start: int, end: int, run: str, rows: list[Row]) -> Outcome:
-        number, at_ms = self.tokens.get((start, end), (-1, 0))
+        self.claimed = claim
+        number, at_ms = self.tokens.get((claim.incarnation, start, end), (-1, 0))
         window = self.contract.window
         assert window is not None
         known = number >= 0 and (window.inserts is None or self.inserts - number <= window.inserts)
         known = known and (window.seconds is None or self.now_ms - at_ms < window.seconds * 1000)
         if not known:
-            self.tokens[start, end] = self.inserts, self.now_ms
+            self.tokens[claim.incarnation, start, end] = self.inserts, self.now_ms
             self.inserts += 1
             self.held += [row.value for row in rows]
         return self.outcomes.pop(0) if self.outcomes else Done()
@@ -180,3 +188,29 @@ def test_who_may_only_send_until_then_is_told() -> None:
 def test_a_window_shorter_than_an_answer_is_none() -> None:
     with pytest.raises(SinkError, match="no request could ever be sent again"):
         HTTP("http://x/", forgets_after_s=10, timeout_s=10)
+
+
+@pytest.mark.parametrize(("there", "stands"), [(True, 5), (False, 0)])
+def test_a_person_says_whether_it_is_there(there: bool, stands: int) -> None:
+    """`semel sink adopt --at 0:5` skips the cut, `--at 0:0` sends it under another name; then it goes on."""
+    log, sink = outbox(), Forgetful(Window(seconds=100))
+    put(log, *range(5))
+    first = worker(log, sink, HOUR_MS)
+    first.steps.at[Step.SINK_AFTER if there else Step.CUT_AFTER] = die
+    with pytest.raises(Died):
+        first.turn(2)
+    with pytest.raises(Forgotten):
+        worker(log, sink, 5 * HOUR_MS).turn(2)
+    delivery = operate.Delivery(
+        log.session("app.orders"), sink, app="app", outbox=OUTBOX, owners=log.owner, connection=sink
+    )
+    standing = delivery.standing()
+    assert not standing.problem and delivery.under_way(standing) == [0]
+    renew = delivery.renewed(standing, again=False)
+    places = {place.at: stands for place in standing.places}
+    assert delivery.move(standing, places, renew=renew, now_ms=1, delete=lambda topics: None) == 2
+    put(log, 5)
+    second = worker(log, sink, 6 * HOUR_MS)
+    second.turn(3)
+    assert len(sink.held) == 6
+    assert sink.claimed is not None and sink.claimed.incarnation == 2, "the tokens from here on are others"

@@ -85,7 +85,7 @@ def named(table: str, kind: str) -> str:
 
 
 class ClickHouse:
-    """A table of ClickHouse (23.8 or newer) to which every value is appended, by HTTP.
+    """A table of ClickHouse (tried on 26.9) to which every value is appended, by HTTP.
 
     The table is created from the type of the values (`value` where the topology cannot tell it), or validated: its
     engine is of the MergeTree family, and it remembers at least the last `window_inserts` inserts, of everybody
@@ -123,7 +123,8 @@ class ClickHouse:
                 f"ClickHouse table {table!r}: records of a cut are 1 to {ROWS_MAX:,}: an insert of more is split. "
                 "bytes, seconds and timeout_s are above 0."
             )
-        self.window = Window(window_s, window_inserts)  # what is declared; when a table was judged, what it has
+        self.declared = Window(window_s, window_inserts)
+        self.window = self.declared  # when a table was judged, what it has
         self.views_may_repeat, self.compress = views_may_repeat, compress
         self.rule = Rule(records, bytes, int(seconds * 1000))
         self.value_type, self.timeout_s = value, timeout_s

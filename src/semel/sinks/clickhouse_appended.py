@@ -21,7 +21,7 @@ from semel.sinks.sink import SinkError, encode_deleted, encode_row
 
 
 class ClickHouseAppended:
-    """A table of ClickHouse (23.8 or newer) to which every value is appended with its event id, by HTTP.
+    """A table of ClickHouse (tried on 26.9) to which every value is appended with its event id, by HTTP.
 
     Readers use the view TABLE_once, which is created with the table. `name`, `value`, `records`, `bytes`, `seconds`,
     `timeout_s` and `compress` are those of `ClickHouse`; a batch is not written down before it is sent, and need not

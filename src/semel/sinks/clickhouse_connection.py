@@ -46,7 +46,7 @@ class ClickHouseConnection:
     def __init__(self, sink: ClickHouse, steps: Steps) -> None:
         self._sink, self._steps = sink, steps
         self._session = Session(sink)
-        self._declared = sink.window
+        self._declared = sink.declared
         self._shape: Shape | None = None
         self._types: list[str] = []
         self._replicated = False

@@ -33,7 +33,7 @@ class SqlDialect(StrEnum):
 TRIED = {
     SqlDialect.POSTGRES: "run by semel's tests on a real server",
     SqlDialect.DUCKDB: "run by semel's tests",
-    SqlDialect.CLICKHOUSE: "parsed by semel's tests; run on ClickHouse 26.9 where chdb is installed",
+    SqlDialect.CLICKHOUSE: "run by semel's tests on ClickHouse 26.9 (chdb); it is ClickHouseAppended's own view",
     SqlDialect.BIGQUERY: "generated and parsed, never run by semel's tests: try it on a copy first",
     SqlDialect.SNOWFLAKE: "generated and parsed, never run by semel's tests: try it on a copy first",
 }

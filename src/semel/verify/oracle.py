@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from semel.contract import Identity
 from semel.ports import Connection, Headers, Position, Records, TopicPartition, Write
 from semel.streams import graph as g
 from semel.streams.state import MemoryStore
@@ -222,6 +223,8 @@ def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Con
         if astray := {key: sorted(where) for key, where in places.items() if len(where) > 1}:
             return _unordered(f"sink {name}", astray, len(places))
     expected = Counter(connection.canonical(v) for v in values)
+    if sink.contract.identity is Identity.SAMPLE:  # equal samples are one, also of two records
+        expected = Counter(dict.fromkeys(expected, 1))
     present = Counter(bytes(row) for row in connection.rows())
     kind = "sink, appended rows" if sink.key is None else "sink, last row per key"
 

@@ -31,7 +31,7 @@ def windowed(b: Builder) -> None:
 
 
 def some_orders() -> dict[Topic[str, Order], list[tuple[str, Order]]]:
-    customers = [f"customer-{n % 17}" for n in range(10_000)]
+    customers = [f"customer-{n % 17}" for n in range(60_000)]
     return {orders: [(c, Order(c, n, n % 101)) for n, c in enumerate(customers)]}
 
 
