@@ -49,7 +49,9 @@ def clickhouse(folder: Path) -> Iterator[dict[str, Made]]:
             return read
 
         yield {
-            "ClickHouse, tokens": Made(ClickHouse(server.url, "added"), peer("added"), shown("added", "added"), 4 * BATCH),
+            "ClickHouse, tokens": Made(
+                ClickHouse(server.url, "added"), peer("added"), shown("added", "added"), 4 * BATCH,
+            ),
             "ClickHouseAppended": Made(
                 ClickHouseAppended(server.url, "events"), peer("events"), shown("events", "events_once"), 4 * BATCH,
             ),
