@@ -84,6 +84,10 @@ SINKS: list[Any] = [
     sinks.Files("/f"),
     sinks.HTTP("http://h/hook"),
     sinks.HTTP("http://h/hook", forgets_after_s=3_600),
+    sinks.KafkaTopic("kafka://h:9092", "t", key="k"),
+    sinks.ClickHouse("http://h:8123/d", "t"),
+    sinks.ClickHouseAppended("http://h:8123/d", "t"),
+    sinks.Prometheus("http://h:9090", "m", value="v"),
 ]
 
 

@@ -27,6 +27,7 @@ from semel.contract import (
     SourceContract,
     SourceFence,
     SourcePosition,
+    Window,
 )
 from semel.streams.graph import Fold, FoldKind, Node, Read, Repartition, Write
 
@@ -320,6 +321,10 @@ def _lacks(c: Contract) -> list[str]:
         lacks.append("a token is forgotten some time, and the window is not told")
     if c.guarantee is G.ONCE_IN_WINDOW and c.window is None:
         lacks.append("the window is not told")
+    # A sample is told by its own time; what else a sink forgets must not be sent again past its window.
+    timed = c.window is not None and c.window != Window() and c.identity is not Identity.SAMPLE
+    if timed and c.position is PositionIn.GROUP_OFFSETS:
+        lacks.append("when a cut was first sent is written down nowhere, so it may be sent again past the window")
     if c.atomicity is Atomicity.NONE:
         lacks.append("a part of a record can be visible")
     if c.remembers_position and c.atomicity is not Atomicity.BATCH:
