@@ -110,7 +110,7 @@ def test_a_field_that_changes_is_found() -> None:
     contract = semel.sinks.Postgres("postgresql://h/d", "t").contract
     changed: dict[str, Any] = {
         "name": "Keyed", "guarantee": Guarantee.UNKNOWN, "remembers_position": False, "durability": "never",
-        "through": "a view", "window": semel.sinks.HTTP("http://h", forgets_after_s=1).contract.window,
+        "through": "a view", "window": semel.sinks.HTTP("http://h", forgets_after_s=60).contract.window,
     }  # fmt: skip
     for field in fields(Contract):
         held = getattr(contract, field.name)

@@ -20,14 +20,22 @@ import pytest
 from semel.host.postgres import PostgresServer
 from tests.receiver.served import Served
 from tests.sinks.subjects import S3_BUCKET, S3_KEY, S3_SECRET, s3_options
+from tests.support.broker import BrokerProcess
+from tests.support.clickhouse import ClickHouseProcess
 from tests.support.ferretdb import FerretProcess
 from tests.support.guides import ROWS, Guide, Played, guides
 from tests.support.mariadb import MariaDBServer
 from tests.support.opensearch import OpenSearchProcess
+from tests.support.prometheus import PrometheusProcess
 from tests.support.redis import RedisProcess, redis_server
 from tests.support.seaweed import SeaweedProcess
 
 ENTRIES = '{"id":"ann","n":3}\n{"id":"bob","n":5}\n{"id":"ann","n":8}\n'
+SAMPLES = """\
+{"customer":"ann","total":3,"at":1795453200000}
+{"customer":"bob","total":5,"at":1795453200000}
+{"customer":"ann","total":8,"at":1795453230000}
+"""
 SOURCE_ROWS = "customer,total\nann,3\nbob,5\nann,8\n"
 
 
@@ -41,7 +49,7 @@ def played(guide: Guide, folder: Path) -> Iterator[Played]:
         if guide.path.parent.name == "sources":
             _entered(guide, play)
         else:
-            play.fed(ENTRIES if guide.name == "HTTP" else ROWS)
+            play.fed({"HTTP": ENTRIES, "Prometheus": SAMPLES}.get(guide.name, ROWS))
             play.delivered("totals")
         yield play
 
@@ -75,6 +83,18 @@ def _served(guide: Guide, folder: Path, stack: ExitStack) -> tuple[dict[str, str
         keys |= {"AWS_REGION": s3_options(seaweed.endpoint)["region"]}
         bucket = {"s3://bucket": f"s3://{S3_BUCKET}", "'bucket'": f"'{S3_BUCKET}'"}
         return bucket | {"https://s3.example": seaweed.endpoint}, keys, {}
+    if name == "KafkaTopic":
+        target = stack.enter_context(BrokerProcess(folder / "target"))
+        return {"kafka://target:9092": f"kafka://{target.address}"}, {}, {"target:9092": target.address}
+    if name.startswith("ClickHouse"):
+        click = stack.enter_context(ClickHouseProcess(folder / "clickhouse"))
+        at = f"127.0.0.1:{click.port}"
+        url = {"URL": f"http://{at}/?database=default"}
+        return {"http://me:secret@db:8123/shop": click.url}, url, {"db:8123/shop": f"{at}/default"}
+    if name == "Prometheus":
+        metrics = stack.enter_context(PrometheusProcess(folder / "prometheus"))
+        at = f"127.0.0.1:{metrics.port}"
+        return {"http://metrics:9090": metrics.url}, {"URL": metrics.url}, {"metrics:9090": at}
     if name == "HTTP":
         (folder / "run").mkdir()
         hook = Served("ours", str(folder / "run" / "hook.db"), folder, "tests.sinks.hook")

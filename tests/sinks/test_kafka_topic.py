@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from semel import App, Builder, Topic
+from semel import App, Builder, TestDriver, Topic
 from semel.contract import Guarantee
 from semel.guarantees import Circumstances, LogKind, analyse
 from semel.sinks import KafkaTopic
@@ -102,3 +102,14 @@ def test_check_names_its_readers_and_the_boundary_of_its_transactions() -> None:
     assert "who reads mirrored at host:9092 must read committed" in said
     assert "a late EndTxn is fenced after every connection loss that librdkafka reports" in said
     assert report.outputs == ("mirrored at host:9092",)
+
+
+@pytest.mark.parametrize("partitions", [None, 3])
+def test_without_key_the_streams_key_is_the_records_however_many_partitions_it_has(partitions: int | None) -> None:
+    """A write and the delete of it lie under one key: else a delete deletes nothing, and equal keys lie anywhere."""
+    orders = Topic("orders", key=str, value=Total | None)
+    sink = KafkaTopic(URL, "mirrored", partitions=partitions)
+    driver = TestDriver(App("bridge", lambda b: b.read(orders).write(sink)))
+    driver.put(orders, "ann", Total("a", 1))
+    driver.put(orders, "ann", None)
+    assert [key for key, _ in driver.take(sink)] == [b"ann", b"ann"]

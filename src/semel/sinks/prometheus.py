@@ -61,7 +61,7 @@ class Prometheus:
     (credentials belong there; they are never shown).
     """
 
-    partitions = True  # the outbox, by `encode_key`, though no record replaces another
+    partitions_outbox = True  # by `encode_key`, though no record replaces another
 
     def __init__(
         self,

@@ -368,7 +368,7 @@ def _write(text: _Text, depth: int, node: g.Write, at: _At) -> None:
         text.line(depth + 1, f"b{i} = None; q{i} = {deleted}({_decoded(text, node, at)})", node)
         text.line(depth, "else:")
         # A sink that replaces nothing may want an order of its own all the same: samples of one series, say.
-        if not node.sink.key and not getattr(node.sink, "partitions", False):
+        if not node.sink.key and not getattr(node.sink, "partitions_outbox", False):
             text.line(depth + 1, f"q{i} = {own}", node)
         else:
             text.line(depth + 1, f"q{i} = {text.bind(f'ek_{i}', node.sink.encode_key)}({at.v})", node)
