@@ -452,6 +452,7 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+@pytest.mark.long
 def test_an_outage_longer_than_the_session_is_waited_for_and_told(tmp_path: Path) -> None:
     """The broker is away for two sessions: the member that comes back is nobody's rival, and goes on. That the log does
     not answer is said at most once (not while a commit waits for it), and then that it answers again."""

@@ -185,6 +185,7 @@ def test_p5_a_slow_sink_holds_up_no_transaction_and_sees_none_that_is_open(job: 
     job.outputs_are_right()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("held_key", [END_TXN, TXN_OFFSET_COMMIT])
 def test_p14_a_delayed_request_under_a_running_app(tmp_path: Path, held_key: int) -> None:
     """P14: of the app's own transactions one request is held on its way, again and again; the app goes on over another

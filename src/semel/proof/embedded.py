@@ -37,6 +37,7 @@ START_S = 30.0
 SETTLE_S = 60.0
 REFUSAL_WAIT_S = 15.0
 SUCCESSOR_WAIT_S = 15.0
+OWNER_WAIT_S = 5.0
 ZOMBIES_MISSED_MAX = 3
 
 
@@ -73,6 +74,7 @@ class EmbeddedStorm:
     _slice: int = 1
     _copies: int = 0
     _moved_at_kill: int = -1
+    _claimed_before: int = 0  # by earlier incarnations of who runs now
 
     def __post_init__(self) -> None:
         self.feeding = Feeding(self.graph, self.prefix, lambda name: name in self._begun)
@@ -124,6 +126,7 @@ class EmbeddedStorm:
         while self.queue or self.moved_kills < self.crashes:
             fault = self.queue.popleft() if self.queue else Fault(Kind.RANDOM, after=0.3)
             self.feed()
+            self._claimed_before = child.hit(Step.CLAIM_AFTER)
             child.start()
             if fault.step is not None:
                 arm(child.armed, fault.step, signal.SIGSTOP if fault.kind is Kind.ZOMBIE else signal.SIGKILL)
@@ -189,10 +192,11 @@ class EmbeddedStorm:
     def _succeed(self, zombie: Child) -> Child:
         """The zombie's folder is copied; the successor works on the copy until it has committed at log and sink. Both
         are dead afterwards: what goes on is the next incarnation, when the folder has been fed."""
-        old = self.data
-        self._copies += 1
-        shutil.copytree(old, self.data)
-        (self.data / "lock").unlink(missing_ok=True)
+        old, owns = self._copied(), self._owns(zombie)
+        if not owns and self._stopped_as_owner(zombie):
+            shutil.rmtree(self.data)
+            self._copies -= 1
+            old, owns = self._copied(), True
         self.feed()
         successor, claims = self._child(), self._outboxes()
         successor.start()
@@ -203,11 +207,14 @@ class EmbeddedStorm:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        if superseded:
+        if superseded and owns:
             self._resume(zombie)
-        else:  # no sink got anything from the successor: the zombie may own one still
+        else:  # no sink got anything from the successor: the zombie may own one still; or it would claim one now
             zombie.kill()
-            self.say(f"{zombie.name}: stopped; no successor got on at every sink within {SUCCESSOR_WAIT_S:.0f} s")
+            why = (
+                f"no successor got on at every sink within {SUCCESSOR_WAIT_S:.0f} s" if owns else "it owned no sink yet"
+            )
+            self.say(f"{zombie.name}: stopped; {why}")
             self._count(zombie, Fault(Kind.RANDOM))
             if self.missed < ZOMBIES_MISSED_MAX:  # it may have stopped with a file's lock in its hand: another one
                 self.missed += 1
@@ -216,6 +223,34 @@ class EmbeddedStorm:
         self._count(successor, Fault(Kind.RANDOM))
         shutil.rmtree(old, ignore_errors=True)
         return successor
+
+    def _copied(self) -> Path:
+        """Goes on with a copy of the folder; returns the former one."""
+        old = self.data
+        self._copies += 1
+        shutil.copytree(old, self.data)
+        (self.data / "lock").unlink(missing_ok=True)
+        return old
+
+    def _owns(self, zombie: Child) -> bool:
+        """Whether it has claimed every partition of every sink. Resumed before it has, it would claim after its
+        successor, rightly, and the two copies of the log would each take the sink from the other."""
+        return zombie.hit(Step.CLAIM_AFTER) - self._claimed_before >= self._outboxes()
+
+    def _stopped_as_owner(self, zombie: Child) -> bool:
+        """Lets it go on until it owns its sinks, and stops it again. False: it did not come to it, or ended."""
+        claims = self._outboxes()
+        zombie.signal(signal.SIGCONT)
+        ended = time.monotonic() + OWNER_WAIT_S
+        while zombie.hit(Step.CLAIM_AFTER) - self._claimed_before < claims:
+            if not zombie.alive() or time.monotonic() > ended:
+                zombie.kill()
+                return False
+            time.sleep(0.01)
+        zombie.signal(signal.SIGSTOP)
+        while zombie.alive() and not zombie.stopped():
+            time.sleep(0.005)
+        return zombie.alive()
 
     def _has_succeeded(self, successor: Child, claims: int) -> bool:
         """Committed at the log and at a sink, with every partition of every outbox claimed: a sink that gets nothing
