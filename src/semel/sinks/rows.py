@@ -6,7 +6,7 @@ of the ordinary goes row by row, which says what it is. Both give the same param
 Invariant: the key columns of a row are written from the record's key, not from its value, so what one key is has one
 definition (`encode_key`), for writes and deletes alike; and a key that is not written as its column's type is written
 is refused, or one row could have two keys in two partitions (FAULTS S15). A record that does not fit is refused by its
-offset, before the database sees any of the batch.
+offset, and nothing of its batch is there: what the database had taken of it by then (COPY runs ahead) is rolled back.
 """
 
 from __future__ import annotations
