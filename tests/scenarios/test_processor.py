@@ -141,6 +141,7 @@ def test_p3_source_and_outputs_in_other_partitions_are_committed_together(job: J
     job.outputs_are_right()
 
 
+@pytest.mark.long
 def test_p5_a_slow_sink_holds_up_no_transaction_and_sees_none_that_is_open(job: Job) -> None:
     """P5: while the sink takes nothing, transactions are committed as before; a worker stopped in an open transaction
     has written its outbox, and the sink has none of it; when the sink goes on, it gets what was committed, once."""

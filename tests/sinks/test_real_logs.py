@@ -82,7 +82,7 @@ class Folder:
         self.start()
 
 
-@pytest.fixture(params=["embedded", "broker"])
+@pytest.fixture(params=["embedded", pytest.param("broker", marks=pytest.mark.long)])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     made = Folder(request.param, tmp_path)
     yield made

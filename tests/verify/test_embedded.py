@@ -45,6 +45,7 @@ app = App("shop", build, commit_interval_ms=50)
 """
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("processes")
 def test_a_sink_that_gets_nothing_stops_no_storm_and_proves_nothing(tmp_path: Path) -> None:
     """Two stories. The storm waited for rows in every sink, took a zombie without them for a crash and then fed a
