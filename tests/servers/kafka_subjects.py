@@ -62,8 +62,8 @@ def messages(address: str, topic: str) -> list[Message]:
     with contextlib.closing(_consumer(address, "read_committed")) as consumer:
         consumer.assign([confluent_kafka.TopicPartition(topic, p, confluent_kafka.OFFSET_BEGINNING) for p in ends])
         while ends:
-            came = consumer.consume(10_000, 0) or consumer.consume(1, 20)
-            assert came, f"{topic}: nothing came in 20 s, and its ends are {ends}"
+            came = consumer.consume(10_000, 0) or consumer.consume(1, 60)
+            assert came, f"{topic}: nothing came in 60 s, and its ends are {ends}"
             for message in came:
                 partition, offset = message.partition(), message.offset()
                 assert partition is not None and offset is not None
@@ -165,4 +165,5 @@ def subject(make: Callable[[str, str], Any], address: str, proxy: Proxy, crash: 
         crash=crash,
         hand_over_s=HAND_OVER_S,
         poison=(TOO_LARGE,),
+        shows_repeats=True,
     )

@@ -92,6 +92,9 @@ class Subject:
     # How long a stopped owner may keep its successor waiting. None: its lock cannot be taken (say so in `docs`).
     hand_over_s: float | None = None
     large: int = 300  # rows of a batch that takes the sink's path for many rows
+    # Of a sink that replaces nothing though it has keys (a log): `read` gives the last value of each key, and besides
+    # each value that is there once more. Only what a person delivers again may be.
+    shows_repeats: bool = False
 
 
 @dataclass
@@ -152,7 +155,11 @@ class Stand:
         if not self.keyed:
             return sorted(shown(row.value) for row in rows if row.value is not None)
         last = {row.key: row.value for row in rows}
-        return sorted(shown(value) for value in last.values() if value is not None)
+        there = [shown(value) for value in last.values() if value is not None]
+        if self.subject.shows_repeats:
+            counted = Counter(shown(row.value) for row in rows if row.value is not None)
+            there += [value for value, times in counted.items() for _ in range(times - 1)]
+        return sorted(there)
 
     # --- the sink -----------------------------------------------------------------------------------------------
 
