@@ -81,6 +81,11 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         proxy.target = ("127.0.0.1", kafka.port)
 
         def crash() -> None:
+            # Killed between its answer to a commit and the markers, and back before its session has ended, Apache Kafka
+            # 4.3.1 with one broker never writes them (docs/kafka-to-kafka.md): that is not what is tried here.
+            until = time.monotonic() + 20
+            while subjects.open_transactions(proxy.address, "") and time.monotonic() < until:
+                time.sleep(0.05)
             kafka.kill()
             until = time.monotonic() + 30
             with contextlib.suppress(OSError):
