@@ -246,6 +246,9 @@ def torn(stand: Stand) -> None:
             stand.require(False, f"{step} was reached in the first batch and not in this one: {outcome}")
         heir = stand.connection()
         claim = stand.claim(heir, position=start)
+        if c.settlement is Settlement.DECIDED:  # dropping the sink removes it, too, so it is looked at here
+            doubt = list(cast(Deciding, heir).phases.in_doubt())
+            stand.require(not doubt, f"after an end at {step} and a claim there is still in doubt: {', '.join(doubt)}")
         found, before, after = stand.read(), stand.expected(*done), stand.expected(*done, batch)
         if c.atomicity is Atomicity.BATCH:
             stand.require(found in (before, after), f"a part of a batch is visible after an end at {step}")
