@@ -8,6 +8,7 @@ or the delivery stops until it is made again.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -48,7 +49,7 @@ class Operating:
         self.log.create(self.outbox, PARTITIONS, {"retention.ms": "-1", "cleanup.policy": "delete"})
         self.at = [TopicPartition(self.outbox, partition) for partition in range(PARTITIONS)]
         self.effects: list[Row] = []  # in the order in which they were to be had
-        self.now_ms = 1_000_000
+        self.now_ms = int(time.time() * 1000)  # a connection with a window compares what it is told with its own clock
         self._count = 0
 
     @property
