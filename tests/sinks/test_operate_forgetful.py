@@ -11,11 +11,11 @@ import pytest
 from semel.contract import LogIdentity
 from semel.ports import TopicPartition
 from semel.sinks import agreement, cut_delivery, cuts, group_position, operate
-from semel.sinks.cuts import Cut, Progress
+from semel.sinks.cuts import Cut, Progress, Undecided
 from semel.sinks.group_position import Stands
 from semel.testing import operating
 from semel.testing.contracts import Refused, run
-from semel.testing.outbox import OutboxOwner
+from semel.testing.outbox import OutboxLog, OutboxOwner
 from tests.sinks import forgetful
 
 TRIALS = (operating.operated, operating.outmoved, operating.interrupted)
@@ -141,3 +141,26 @@ def test_what_the_group_tells_of_more(told: Stands | None, found: Progress | Non
 )
 def test_what_is_half_moved(said: tuple[Progress | None, ...], half: bool) -> None:
     assert agreement.half_moved(said, LogIdentity("id", 2)) is half
+
+
+def test_an_open_transaction_beside_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner was killed, and will be fenced when that partition is claimed; what it has committed counts."""
+    log, at = OutboxLog(), TopicPartition("a-b-delivery", 0)
+    log.create(at.topic, 1)
+    ((key, value),) = cuts.encoded(progress(2, 5))
+    log.append(at.topic, 0, key, value)
+    session = log.session()
+    (committed,) = session.read(at, 0, 1)
+    asked: list[TopicPartition] = []
+
+    def read(at: TopicPartition, start: int, target: int) -> Iterator[Any]:
+        yield committed
+        while True:
+            asked.append(at)
+            yield committed._replace(offsets=[], keys=[], values=[], undecided=True)
+
+    monkeypatch.setattr(session, "read", read)
+    assert cuts.read_progress(session, at, beside=True) == progress(2, 5)
+    assert len(asked) == cuts.UNDECIDED_BESIDE + 1
+    with pytest.raises(Undecided):
+        cuts.read_progress(session, at)

@@ -283,10 +283,7 @@ class CutDelivery:
         if isinstance(claim, NotDone):
             return self._later(lane, claim.reason)
         if not claim.incarnation:  # the sink keeps none
-            try:
-                said = self._said_of_all(here)
-            except Undecided as why:
-                return self._later(lane, str(why))
+            said = self._said_of_all(here)
             alone(self._sink, lane.at, said, group_position.said(self._log.committed([lane.at])[lane.at]), found, here)
             claim = dataclasses.replace(claim, incarnation=found.incarnation if found else 1)
         try:
@@ -348,7 +345,8 @@ class CutDelivery:
         """What the delivery topic says of each partition; once for all claims of a turn."""
         if self._said_ms != self._now_ms:
             partitions = [TopicPartition(self._topic, p) for p in range(here.partitions)]
-            self._said, self._said_ms = [cuts.read_progress(self._log, at) for at in partitions], self._now_ms
+            self._said = [cuts.read_progress(self._log, at, beside=True) for at in partitions]
+            self._said_ms = self._now_ms
         return self._said
 
     def _agreed(self, lane: _Lane, claim: Claim, found: Progress | None, here: LogIdentity) -> Progress:
