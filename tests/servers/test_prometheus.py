@@ -291,4 +291,4 @@ def test_a_series_lies_in_one_partition() -> None:
     """Whatever the stream's key: samples of one series would overtake each other."""
     sink = Prometheus("http://h", "m", value="total", labels=["customer"])
     assert sink.encode_key(Total("a", 1)) == sink.encode_key(Total("a", 2)) != sink.encode_key(Total("b", 1))
-    assert sink.partitions and sink.key is None
+    assert sink.partitions_outbox and sink.key is None

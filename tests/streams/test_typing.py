@@ -28,8 +28,9 @@ from semel.contract import (
 )
 from semel.ports import SinkConnection, Steps
 from semel.sinks import (
-    HTTP, DeltaLake, DuckDB, Files, Iceberg, Lines, MariaDB, MariaDBTwoPhase, MongoDB, MultipartObjects, Objects,
-    OpenSearch, Postgres, PostgresAppended, PostgresTwoPhase, PostgresVersioned, Redis, SQLite
+    HTTP, ClickHouse, ClickHouseAppended, DeltaLake, DuckDB, Files, Iceberg, KafkaTopic, Lines, MariaDB,
+    MariaDBTwoPhase, MongoDB, MultipartObjects, Objects, OpenSearch, Postgres, PostgresAppended, PostgresTwoPhase,
+    PostgresVersioned, Prometheus, Redis, SQLite
 )
 from semel.sinks.positions import transactional
 
@@ -93,6 +94,10 @@ def everywhere(b: Builder) -> None:
     s.write(Redis("redis://h/0", "p", key="customer"))
     s.write(OpenSearch("http://h:9200", "q", key="customer"))
     s.write(MongoDB("mongodb://h/d", "r", key="customer"))
+    s.write(ClickHouse("http://h:8123/d", "u"))
+    s.write(ClickHouseAppended("http://h:8123/d", "v"))
+    s.write(Prometheus("http://h:9090", "w", value="total", labels=["customer"]))
+    s.write(KafkaTopic("kafka://h:9092", "x", key="customer"))
     s.write(Lines("s"), accept=AtLeastOnce("lines may repeat"))
     s.write(Lines("t"), accept=AtMostOnce("lines may be missing"))
     s.write(of(Weak, Guarantee.AT_MOST_ONCE), accept=AtMostOnce("some may be missing"))

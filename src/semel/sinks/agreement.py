@@ -5,14 +5,16 @@ Invariant: nothing here repairs. What does not fit is Diverged, with what was fo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from msgspec.structs import replace
 
 from semel.contract import LogIdentity
 from semel.ports import Log, Sink, TopicPartition
-from semel.sinks import cuts
+from semel.sinks import cuts, positions
 from semel.sinks.cuts import Progress
+from semel.sinks.group_position import Stands
 from semel.sinks.sink import Ahead, Diverged, SinkError
 
 CHOICE = (
@@ -49,7 +51,7 @@ def agreed(
             )
         return Progress(incarnation, here.topic_id, here.partitions, 0, "")
     same_topic(place, outbox, found, here)
-    bound = found.position if found.cut is None else found.cut.end
+    bound = _bound(found)
     if position > bound:
         raise Ahead(
             f"{place}: it holds what was delivered up to offset {position} of {outbox}, and "
@@ -70,6 +72,48 @@ def agreed(
     not_past_the_end(place, log, at, found)
     # Of a cut that the sink knows nothing of, no byte has left: a record that it refused in the former form, say.
     return found if found.cut is None else replace(found, cut=replace(found.cut, form=form))
+
+
+def alone(
+    sink: Sink[Any, Any],
+    at: TopicPartition,
+    said: Iterable[Progress | None],
+    told: Stands | None,
+    found: Progress | None,
+    here: LogIdentity,
+) -> None:
+    """Where the sink keeps nothing, it cannot contradict the delivery topic. What still can is asked here: the topic's
+    other partitions (`said`: all of them), and what the group's offset says that the delivery once stood at (`told`,
+    read after `found`, and after whoever delivered was fenced: it never tells of more than was decided)."""
+    if half_moved(said, here):
+        raise Diverged(positions.interrupted(sink.where, sink.name))
+    if gone_back(told, found):
+        assert told is not None
+        says = "knows of no delivery" if found is None else f"says {_bound(found)} in {found.incarnation}"
+        raise Diverged(
+            f"{sink.where}, partition {at.partition}: its group was at offset {told.position} of {at.topic} in "
+            f"incarnation {told.incarnation}, and {cuts.delivery_topic(at.topic)} {says}: the log went back (a backup "
+            f"put back, a tail lost in a power cut), or that topic was made anew. {CHOICE}"
+        )
+
+
+def half_moved(said: Iterable[Progress | None], here: LogIdentity) -> bool:
+    """A person's move writes one record per partition, all of one incarnation. A partition without a record, or with
+    one of a topic before this one, stands at the first."""
+    ours = (one for one in said if one is not None)
+    known = [one.incarnation for one in ours if (one.topic_id, one.partitions) == (here.topic_id, here.partitions)]
+    return len({*known, *([1] if len(known) < here.partitions else [])}) > 1
+
+
+def gone_back(told: Stands | None, found: Progress | None) -> bool:
+    """Only what a delivery or a move has told counts: it has a mark, or an incarnation above the first."""
+    if told is None or (not told.mark and told.incarnation == 1):
+        return False
+    return found is None or (told.incarnation, told.position) > (found.incarnation, _bound(found))
+
+
+def _bound(found: Progress) -> int:
+    return found.position if found.cut is None else found.cut.end
 
 
 def same_topic(place: str, outbox: str, found: Progress, here: LogIdentity) -> None:

@@ -46,7 +46,7 @@ from semel.ports import (
     Unknown,
 )
 from semel.sinks import cuts, group_position, keep, origin, two_phase
-from semel.sinks.agreement import CHOICE, agreed, not_past_the_end, same_topic
+from semel.sinks.agreement import CHOICE, agreed, alone, not_past_the_end, same_topic
 from semel.sinks.cuts import Cut, Progress, Rule, Undecided
 from semel.sinks.sink import Ahead, Diverged, RowRefused, SinkError
 from semel.sinks.trouble import Trouble, pause_ms
@@ -127,7 +127,8 @@ class CutDelivery:
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._known: Mapping[str, TopicInfo] = {}
         self._runs: Mapping[int, str] = {}
-        self._looked_ms = -1
+        self._looked_ms = self._said_ms = -1
+        self._said: Sequence[Progress | None] = ()
         self._prepared = False
         self._memory = Memory(sink, self._connection)
         self._trouble = Trouble(sink.where, say)
@@ -282,6 +283,8 @@ class CutDelivery:
         if isinstance(claim, NotDone):
             return self._later(lane, claim.reason)
         if not claim.incarnation:  # the sink keeps none
+            said = self._said_of_all(here)
+            alone(self._sink, lane.at, said, group_position.said(self._log.committed([lane.at])[lane.at]), found, here)
             claim = dataclasses.replace(claim, incarnation=found.incarnation if found else 1)
         try:
             if self._decides:
@@ -337,6 +340,14 @@ class CutDelivery:
             if in_doubt:
                 self._steps.reached(Step.SETTLE_AFTER)
         return claim
+
+    def _said_of_all(self, here: LogIdentity) -> Sequence[Progress | None]:
+        """What the delivery topic says of each partition; once for all claims of a turn."""
+        if self._said_ms != self._now_ms:
+            partitions = [TopicPartition(self._topic, p) for p in range(here.partitions)]
+            self._said = [cuts.read_progress(self._log, at, beside=True) for at in partitions]
+            self._said_ms = self._now_ms
+        return self._said
 
     def _agreed(self, lane: _Lane, claim: Claim, found: Progress | None, here: LogIdentity) -> Progress:
         return agreed(self._log, self._sink, lane.at, claim.incarnation, claim.position, found, here)
@@ -521,9 +532,10 @@ class CutDelivery:
         return self._runs.get(epoch, "")
 
     def _tell(self) -> None:
-        """The group's offsets follow, for whoever watches the lag; the outcome does not matter."""
+        """The group's offsets follow, for whoever watches the lag, and for `agreement.alone`; the outcome does not
+        matter."""
         moved = {
-            at: said.position
+            at: said
             for at, lane in self._lanes.items()
             if (said := lane.progress) is not None and said.position > lane.told
         }
@@ -531,14 +543,14 @@ class CutDelivery:
             for at, committed in self._log.committed(unread).items():
                 self._lanes[at].moments = keep.parsed(group_position.moments_in(committed))
         told = {}
-        for at, position in moved.items():
-            moments = self._truncation.noted(self._lanes[at].moments or (), self._now_ms, position)
+        for at, said in moved.items():
+            moments = self._truncation.noted(self._lanes[at].moments or (), self._now_ms, said.position)
             self._lanes[at].moments = moments
-            told[at] = group_position.written(position, "", 1, keep.text(moments))
+            told[at] = group_position.written(said.position, said.mark, said.incarnation, keep.text(moments))
         if told:
             self._log.commit_offsets(told)
-        for at, position in moved.items():
-            self._lanes[at].told = position
+        for at, said in moved.items():
+            self._lanes[at].told = said.position
 
 
 def _passed(lane: _Lane) -> int:

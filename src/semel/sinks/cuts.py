@@ -25,6 +25,7 @@ CONFIG = {"cleanup.policy": "compact"}
 OUTBOX_ENDING, ENDING = "-outbox", "-delivery"
 TAIL = 256  # offsets that are read first
 UNDECIDED_MAX = 100  # tenths of a second that an open transaction of somebody else is waited for
+UNDECIDED_BESIDE = 5  # … in a partition that is only looked at: its former owner may be dead
 
 
 class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -74,15 +75,16 @@ class Undecided(Exception):
     """Somebody else's transaction is open in the delivery topic, and has been for long."""
 
 
-def read_progress(log: Log, at: TopicPartition) -> Progress | None:
+def read_progress(log: Log, at: TopicPartition, *, beside: bool = False) -> Progress | None:
     """What the delivery topic's partition says last; None where no cut was ever decided. Read committed, up to its end:
-    the caller has initialised its transactional id, so nothing of a former owner is still to come."""
+    the caller has initialised its transactional id, so nothing of a former owner is still to come. `beside`: it has
+    not, it owns another partition; what is committed there is enough."""
     first, end = log.starts([at])[at], log.ends([at])[at]
     last, back = None, TAIL
     while True:
         # The last one counts, and is near the end: a log that is not compacted holds two for every cut there ever was.
         start = max(first, end - back)
-        last = _last(log, at, start, end)
+        last = _last(log, at, start, end, beside)
         if last is not None or start == first:
             break
         back *= 16
@@ -97,7 +99,7 @@ def read_progress(log: Log, at: TopicPartition) -> Progress | None:
         ) from None
 
 
-def _last(log: Log, at: TopicPartition, start: int, end: int) -> bytes | None:
+def _last(log: Log, at: TopicPartition, start: int, end: int, beside: bool) -> bytes | None:
     last: bytes | None = None
     waited = 0
     for records in log.read(at, start, end):
@@ -105,6 +107,8 @@ def _last(log: Log, at: TopicPartition, start: int, end: int) -> bytes | None:
             if key == KEY:
                 last = value
         waited += records.undecided
+        if beside and waited > UNDECIDED_BESIDE:
+            return last
         if waited > UNDECIDED_MAX:
             raise Undecided(f"a transaction is open in {at.topic}-{at.partition} that is not of this delivery")
     return last

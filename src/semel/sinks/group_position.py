@@ -2,7 +2,8 @@
 
 The group's offset carries the mark of the last record and the incarnation as its metadata. A rewind that takes a new
 incarnation is a record of the delivery topic (`cuts.Progress`), which no member of the group can move and which does
-not expire: while the group speaks of an older incarnation, or of none, the record holds.
+not expire: while the group speaks of an older incarnation, or of none, the record holds. Of a delivery by cuts the
+group's offset is no position, only what it once stood at (`said`).
 
 Invariant: the incarnation never falls while the topic lives. It is part of each request's key, so a lower one would be
 taken for a repeat, and a higher one for a new effect.
@@ -43,18 +44,22 @@ def interrupted(moved: Iterable[Progress | None], here: LogIdentity) -> bool:
     return len({None if one is None else one.incarnation for one in of_this_log}) > 1
 
 
+def said(committed: Position | None) -> Stands | None:
+    """What the group's offset says by itself."""
+    if committed is None:
+        return None
+    told = committed.metadata.partition(MOMENTS)[0]
+    mark, at, incarnation = told.rpartition("@")
+    if at and incarnation.isdigit():
+        return Stands(committed.offset, mark.rstrip(), int(incarnation))
+    return Stands(committed.offset, told, 1)
+
+
 def read(committed: Position | None, moved: Progress | None, here: LogIdentity) -> Stands | None:
     """None: nothing was delivered yet. `moved`: what the delivery topic says, if there is one."""
     if moved is not None and (moved.topic_id, moved.partitions) != (here.topic_id, here.partitions):
         moved = None  # of a topic before this one, whose keys are others
-    found = None
-    if committed is not None:
-        told = committed.metadata.partition(MOMENTS)[0]
-        mark, at, incarnation = told.rpartition("@")
-        if at and incarnation.isdigit():
-            found = Stands(committed.offset, mark.rstrip(), int(incarnation))
-        else:
-            found = Stands(committed.offset, told, 1)
+    found = said(committed)
     if moved is not None and (found is None or found.incarnation < moved.incarnation):
         return Stands(moved.position, moved.mark, moved.incarnation)
     return found

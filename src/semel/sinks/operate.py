@@ -21,8 +21,9 @@ from semel.contract import Identity, LogIdentity, PositionIn, Remembered, Settle
 from semel.errors import SemelError
 from semel.ports import Done, Fenced, Log, NewTopic, NotDone, Outcome, Owner, Owners, Position, Sink, TopicPartition
 from semel.sinks import cuts, group_position, origin, positions
-from semel.sinks.agreement import agreed
+from semel.sinks.agreement import agreed, alone, gone_back
 from semel.sinks.cuts import Progress, Undecided
+from semel.sinks.group_position import Stands
 from semel.sinks.sink import Diverged, SinkError
 
 COUNT_MAX = 100_000  # records are counted for a person up to here
@@ -62,6 +63,7 @@ class Standing:
     seen: Sequence[Remembered]  # by the sink
     progress: Mapping[int, Progress | None]  # by the delivery topic
     incarnation: int  # the highest anywhere
+    told: Mapping[int, Stands | None]  # by the group's offsets, of a delivery by cuts over a sink that keeps nothing
 
     @property
     def problem(self) -> str:
@@ -92,6 +94,7 @@ class Delivery:
             )
         here = LogIdentity(known[self._outbox].topic_id, known[self._outbox].partitions)
         partitions = [TopicPartition(self._outbox, p) for p in range(here.partitions)]
+        told = self._told(partitions)  # first: a delivery that is at work tells of more than was read before
         progress = self._progress(known[self._topic].partitions if self._topic in known else 0)
         seen: Sequence[Remembered] = []
         away = ""
@@ -104,7 +107,9 @@ class Delivery:
         places = []
         for at in partitions:
             one = stored.get(at.partition)
-            problem = "" if one is None and not starts[at] else self._problem(at, one, here, seen, progress, runs)
+            problem = ""
+            if one is not None or starts[at] or told:
+                problem = self._problem(at, one, here, seen, progress, runs, told)
             start = starts[at]
             from_ = start if one is None or one.log != here else min(max(one.position, start), ends[at])
             end, waiting = self._counted(at, from_, ends[at])
@@ -119,9 +124,20 @@ class Delivery:
         incarnations = [
             *(one.incarnation for one in (*seen, *stored.values())),
             *(one.incarnation for one in progressed),
+            *(one.incarnation for one in told.values() if one is not None),
         ]
         same_log = self._group or all(one == here for one in of_log)
-        return Standing(places, here, same_log, away, seen, progress, max(incarnations, default=1))
+        return Standing(places, here, same_log, away, seen, progress, max(incarnations, default=1), told)
+
+    @property
+    def _alone(self) -> bool:
+        """The sink keeps nothing of a delivery by cuts: the log alone tells where it is."""
+        return self.kind is PositionIn.DELIVERY_TOPIC and getattr(self._connection, "keeps_nothing", False)
+
+    def _told(self, partitions: Sequence[TopicPartition]) -> dict[int, Stands | None]:
+        if not self._alone:
+            return {}
+        return {at.partition: group_position.said(one) for at, one in self._log.committed(partitions).items()}
 
     def _progress(self, count: int) -> dict[int, Progress | None]:
         if self.kind is PositionIn.SINK:
@@ -168,11 +184,12 @@ class Delivery:
         seen: Sequence[Remembered],
         progress: Mapping[int, Progress | None],
         runs: Mapping[int, str],
+        told: Mapping[int, Stands | None],
     ) -> str:
         """Why a claim would stop."""
         where = self._sink.where
-        told = [progress.get(p) for p in range(here.partitions)] if progress else []
-        if any(one.unfinished for one in seen) or (self._group and group_position.interrupted(told, here)):
+        moves = [progress.get(p) for p in range(here.partitions)] if progress else []
+        if any(one.unfinished for one in seen) or (self._group and group_position.interrupted(moves, here)):
             return positions.interrupted(where, self._sink.name)
         try:
             position, mark = (0, "") if one is None else (one.position, one.run)
@@ -186,7 +203,8 @@ class Delivery:
                 sinks = {one.partition: one for one in seen}
                 its, topics = sinks.get(at.partition), progress.get(at.partition)
                 incarnation, reached = (its.incarnation, its.position) if its else (1, 0)
-                if getattr(self._connection, "keeps_nothing", False):
+                if self._alone:
+                    alone(self._sink, at, moves, told.get(at.partition), topics, here)
                     incarnation, reached = (topics.incarnation if topics else 1), -1
                 said = agreed(self._log, self._sink, at, incarnation, reached, topics, here)
                 position, mark = said.position, said.mark
@@ -218,6 +236,8 @@ class Delivery:
             return False
         said = standing.progress.get(place.at.partition)
         sink = next((one for one in standing.seen if one.partition == place.at.partition), None)
+        if self._alone:
+            return gone_back(standing.told.get(place.at.partition), said)
         if self.kind is PositionIn.DELIVERY_TOPIC and said is not None:
             return sink is not None and sink.position > said.position and sink.incarnation == said.incarnation
         return place.position >= place.start
@@ -277,7 +297,7 @@ class Delivery:
         marks = {at: origin.mark_before(self._log, at, position, runs) for at, position in to.items()}
         # Refused by the log while the group has members, who would go on under what they have read.
         probe = {at: Position(position) for at, position in to.items()}
-        if self._group:
+        if self._group or self._alone:  # what it tells is kept: there it is looked at
             probe = {at: found for at, found in self._log.committed(list(to)).items() if found is not None}
         self._grouped(probe, "Nothing was moved.")
         there = [
@@ -288,6 +308,10 @@ class Delivery:
         elif self.kind is PositionIn.DELIVERY_TOPIC:
             self._decided(standing, there, now_ms, delete)
             self._judged(self._connection.move(self._app, standing.seen, there), "Make the same move again.")
+            if self._alone:  # it is done; this only tells of it
+                self._log.commit_offsets(
+                    {at: group_position.written(position, marks[at], incarnation) for at, position in to.items()}
+                )
         else:
             if renew:
                 self._decided(standing, there, now_ms, delete)

@@ -7,11 +7,13 @@ or the delivery stops until it is made again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from semel.contract import Attempt, Claim, DeliveryId, Fence, PositionIn, Remembered, Row, Settlement
+from semel.contract import Attempt, Claim, DeliveryId, Fence, Identity, PositionIn, Remembered, Row, Settlement
 from semel.ports import Done, Fenced, Owner, Step, TopicPartition
 from semel.sinks.cut_delivery import CutDelivery
 from semel.sinks.delivery import Delivery
@@ -47,7 +49,7 @@ class Operating:
         self.log.create(self.outbox, PARTITIONS, {"retention.ms": "-1", "cleanup.policy": "delete"})
         self.at = [TopicPartition(self.outbox, partition) for partition in range(PARTITIONS)]
         self.effects: list[Row] = []  # in the order in which they were to be had
-        self.now_ms = 1_000_000
+        self.now_ms = int(time.time() * 1000)  # a connection with a window compares what it is told with its own clock
         self._count = 0
 
     @property
@@ -78,12 +80,12 @@ class Operating:
 
     # --- deliveries -------------------------------------------------------------------------------------------------
 
-    def deliver(self, when: str) -> None:
-        """One delivery from its claim until nothing is left. Raises what stops it."""
+    @contextlib.contextmanager
+    def delivering(self, said: list[str], steps: Counting | None = None) -> Iterator[Any]:
+        """A delivery that has joined. It says what it has to say into `said`."""
         session = self.log.session(f"{APP}.{self.sink.name}")
-        said: list[str] = []
         more: dict[str, Any] = {"app": APP, "outbox": self.outbox, "value_type": Entry, "keep_ms": None}
-        more |= {"steps": Counting(), "say": said.append}
+        more |= {"steps": steps or Counting(), "say": said.append}
         if self.kind is PositionIn.DELIVERY_TOPIC:
             delivery: Any = CutDelivery(session, self.sink, owners=self.log.owner, **more)
         else:
@@ -91,19 +93,37 @@ class Operating:
         try:
             delivery.join()
             session.assign(self.outbox, *range(PARTITIONS))
-            for _ in range(TURNS_MAX):
-                self.now_ms += TURN_MS
-                delivery.step(self.now_ms, 0)
-                if delivery.partitions == PARTITIONS and not delivery.waiting(1) and not delivery.lag():
-                    return
+            yield delivery
         finally:
             delivery.close()
             session.close()
+
+    def turned(self, delivery: Any) -> int:
+        self.now_ms += TURN_MS
+        return int(delivery.step(self.now_ms, 0))
+
+    def ended(self, delivery: Any) -> bool:
+        return delivery.partitions == PARTITIONS and not delivery.waiting(1) and not delivery.lag()
+
+    def deliver(self, when: str) -> int:
+        """One delivery from its claim until nothing is left; how many records the sink took. Raises what stops it."""
+        said: list[str] = []
+        count = 0
+        with self.delivering(said) as delivery:
+            for _ in range(TURNS_MAX):
+                count += self.turned(delivery)
+                if self.ended(delivery):
+                    return count
         self.stand.require(False, f"{when}, a delivery did not come to the end of its outbox: {'; '.join(said[-2:])}")
+        return count
 
     def had(self, when: str, rows: list[Row]) -> None:
-        """These have their effect (again) by this delivery."""
-        self.deliver(when)
+        """These have their effect (again) by this delivery. Where a record names its effect for good (a sample), what
+        comes again is there already: then it is the delivery that tells that it came."""
+        count = self.deliver(when)
+        if self.stand.contract.identity is Identity.SAMPLE:
+            self.stand.require(count == len(rows), f"{when}, {count} records were delivered, and {len(rows)} should be")
+            rows = [row for row in rows if row not in self.effects]
         self.effects += rows
         self.stand.holds(when, self.effects)
 
@@ -236,8 +256,36 @@ def outmoved(stand: Stand) -> None:
         connection.close()
     stood = o.stands()
     stand.require(stood == o.ends(), f"a move that was refused left it at {stood}")
-    if stand.contract.fence is not Fence.NONE:
+    if o.kind is PositionIn.DELIVERY_TOPIC:
+        _under_a_living_delivery(o)
+    # The sink itself refuses, where it keeps something to refuse by.
+    if stand.contract.fence is not Fence.NONE and (o.kind is PositionIn.SINK or o.looked()[1].seen):
         _under_a_living_owner(o)
+
+
+def _under_a_living_delivery(o: Operating) -> None:
+    """It has claimed, and its position is moved to where it stands: the log refuses its next decision, and by then not
+    a byte of it has left. What it delivers afterwards it has claimed anew."""
+    stand, steps, former = o.stand, Counting(), o.ends()
+    said: list[str] = []
+    with o.delivering(said, steps) as delivery:
+        for _ in range(TURNS_MAX):
+            o.turned(delivery)
+            if o.ended(delivery):
+                break
+        stand.require(steps.hits[Step.CLAIM_AFTER] == PARTITIONS, f"a living delivery has not claimed: {said[-2:]}")
+        o.put(7)
+        o.move("under a living delivery", former, again=False)
+        for _ in range(TURNS_MAX):  # until its next cuts are due
+            count = o.turned(delivery)
+            if count or steps.hits[Step.SINK_FENCED]:
+                break
+        stand.require(
+            steps.hits[Step.SINK_FENCED] == PARTITIONS and not count,
+            f"a delivery that had claimed before the move goes on after it: {count} records",
+        )
+        stand.holds("after a living delivery was fenced", o.effects)
+    o.had("after the move under a living delivery", o.records(former, o.ends()))
 
 
 def _under_a_living_owner(o: Operating) -> None:
