@@ -35,7 +35,7 @@ test: install
 
 test-servers: install
 	$(BIN)/semel sim --seeds 1:1001
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --timeout 900 -o faulthandler_timeout=800 -m long --ignore=tests/proof tests
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --timeout 900 -o faulthandler_timeout=800 -m "long and not proof" --ignore=tests/proof tests
 
 proof: install
 	$(BIN)/python -m tests.proof $(WHAT)

@@ -15,6 +15,15 @@ HERE = Path(__file__).parent
 # What `make test-servers` runs and `make test` does not, besides the tests that are marked where they stand.
 LONG = ("servers", "canaries", "sim/test_canaries.py")
 # The contract kit's trials with real processes: killed, stopped, resumed late. Its others take milliseconds.
+# What takes minutes and has its like among the others: the pages of docs played again, the same on one more log.
+PROOF = (
+    "servers/test_guides.py",
+    "servers/test_hour.py",
+    "servers/test_operating.py::kafka",
+    "servers/test_objects.py::test_on_apache_kafka",
+    "servers/test_verify_sources.py::test_sources_hold_on_an_embedded_log",
+    "servers/test_verify_sources.py::test_sources_hold_on_apache_kafka",
+)
 LONG_TRIALS = (
     "test_killed_at_every_step_twice",
     "test_a_process_that_comes_back_late_has_no_effect",
@@ -26,6 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(HERE / place) for place in LONG) or item.name.startswith(LONG_TRIALS):
             item.add_marker(pytest.mark.long)
+        for where in PROOF:
+            place, _, named = where.partition("::")
+            if item.path == HERE / place and named in item.name:
+                item.add_marker(pytest.mark.proof)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

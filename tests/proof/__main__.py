@@ -73,6 +73,10 @@ CAMPAIGNS = {
         "the same imitation under 100 crashes; written into docs/proof/sinks.md",
         [sys.executable, "-m", "tests.proof.sinks", "mongodb"], page=True,
     ),
+    "elsewhere": Campaign(
+        "what `make test-servers` leaves to here: the same on one more log, the pages of docs played again",
+        pytest("-m", "proof", "--ignore=tests/proof", "tests"),
+    ),
     "guides": Campaign(
         "the guides of all sinks and sources, played again on the real servers; MongoDB's on its imitation",
         pytest("tests/servers/test_guides.py"), {"SEMEL_PROOF": "1"},
