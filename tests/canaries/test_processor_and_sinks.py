@@ -173,7 +173,7 @@ BUGS = [
         (
             Edit(
                 "streams/compile.py",
-                "        if node.sink.key is None:\n",
+                '        if not node.sink.key and not getattr(node.sink, "partitions_outbox", False):\n',
                 "        if True:\n",
             ),
         ),

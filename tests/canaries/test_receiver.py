@@ -147,8 +147,8 @@ BUGS = [
         (
             Edit(
                 "sinks/http_connection.py",
-                'f"{claim.log.topic_id}.{claim.log.partitions}.{claim.incarnation}"',
-                'f"log.{claim.log.partitions}.{claim.incarnation}"',
+                'f"{claim.log.topic_id}.{claim.log.partitions}.{claim.incarnation}{self._sink.suffix}"',
+                'f"log.{claim.log.partitions}.{claim.incarnation}{self._sink.suffix}"',
             ),
         ),
         (HTTP + "test_a_topic_made_anew_has_other_keys",),

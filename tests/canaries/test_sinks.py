@@ -38,8 +38,8 @@ BUGS = [
         (
             Edit(
                 "sinks/postgres_versioned_connection.py",
-                "            return each(connection, query, [values for _, values in written])\n",
-                "            taken = each(connection, query, [values for _, values in written])\n"
+                "            return each(connection, query, [values for piece in pieces for values in zip(*piece)])\n",
+                "            taken = each(connection, query, [values for piece in pieces for values in zip(*piece)])\n"
                 '            gone = sql.SQL("DELETE FROM {} WHERE semel_deleted IS NOT NULL")\n'
                 "            connection.execute(gone.format(self._table))\n            return taken\n",
             ),
