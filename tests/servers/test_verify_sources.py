@@ -83,4 +83,5 @@ def test_a_position_beside_the_records_is_found(tmp_path: Path, database: str) -
     source = planted(CANARIES / "verify" / "position-beside-the-source.patch", tmp_path / "src")
     code, report, said = verify(tmp_path, database, *words, source=source)
     assert (code, report.get("verdict")) == (1, "broken"), said
-    assert sum(report["outputs"][name]["repeated"] for name in ("source orders", "source events")) > 0, said
+    repeated = {name: output["repeated"] for name, output in report["outputs"].items() if name.startswith("source ")}
+    assert sum(repeated.values()) > 0, said  # of which source depends on who was reading when it was killed

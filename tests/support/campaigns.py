@@ -276,7 +276,7 @@ def duckdb(folder: Path) -> Iterator[Place]:
 @contextlib.contextmanager
 def lake(folder: Path) -> Iterator[Place]:
     at = folder / "lake"
-    at.mkdir()
+    (at / "warehouse" / "sales").mkdir(parents=True)  # the namespace's folder: pyiceberg leaves it, empty
     yield Place({"EVERY_LAKE": str(at)}, lambda: inventories.lake(at))
 
 
