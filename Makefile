@@ -10,6 +10,7 @@
 SHELL := bash
 BIN := .venv/bin
 TESTERS ?= 2
+SERVERS ?= 3
 SEEDS ?= 1:200
 .DEFAULT_GOAL := help
 .PHONY: help install demo check test test-servers proof bench sim
@@ -35,7 +36,7 @@ test: install
 
 test-servers: install
 	$(BIN)/semel sim --seeds 1:1001
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --timeout 900 -o faulthandler_timeout=800 -m "long and not proof" --ignore=tests/proof tests
+	$(BIN)/python -m pytest -n $(SERVERS) --dist loadfile --timeout 900 -o faulthandler_timeout=800 -m "long and not proof" --ignore=tests/proof tests
 
 proof: install
 	$(BIN)/python -m tests.proof $(WHAT)

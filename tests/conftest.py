@@ -19,6 +19,7 @@ LONG = ("servers", "canaries", "sim/test_canaries.py")
 PROOF = (
     "servers/test_guides.py",
     "servers/test_hour.py",
+    "servers/test_canaries.py::test_without_it_the_same_run_holds",
     "servers/test_operating.py::kafka",
     "servers/test_objects.py::test_on_apache_kafka",
     "servers/test_verify_sources.py::test_sources_hold_on_an_embedded_log",

@@ -19,7 +19,7 @@ from tests.support.kafka import KafkaProcess
 from tests.support.proxy import END_TXN, TXN_OFFSET_COMMIT, Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
-CRASHES = int(os.environ.get("KAFKA_CRASHES", "30"))
+CRASHES = int(os.environ.get("KAFKA_CRASHES", "20"))
 # Kafka's default of 6 s keeps a dead worker's partitions for long; a shorter session is this test's, not the app's.
 SESSIONS = {"group.min.session.timeout.ms": "1000"}
 

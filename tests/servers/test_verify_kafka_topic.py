@@ -13,7 +13,7 @@ from tests.support.broker import BrokerProcess
 from tests.support.kafka import KafkaProcess
 from tests.support.verifying import verified
 
-CRASHES = int(os.environ.get("CRASHES", "24"))
+CRASHES = int(os.environ.get("CRASHES", "16"))
 
 
 @pytest.mark.timeout(600)

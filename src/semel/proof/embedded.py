@@ -278,7 +278,11 @@ class EmbeddedStorm:
             time.sleep(0.05)
         self.zombies += 1
         # Refused in the middle of its work, or, when it had not claimed yet, at its claim: then it ends with an error.
-        self.refused += zombie.hit(Step.SINK_FENCED) > before or zombie.exit_code() == 1
+        refused = zombie.hit(Step.SINK_FENCED) > before or zombie.exit_code() == 1
+        self.refused += refused
+        if not refused and self.missed < ZOMBIES_MISSED_MAX:  # it had nothing left to write: another one
+            self.missed += 1
+            self.queue.append(Fault(Kind.ZOMBIE, Step.OFFSETS_BEFORE))
         zombie.kill()
         self.say(f"{zombie.name}: stopped, resumed after its successor's commit on a copy of its folder")
 
