@@ -61,6 +61,7 @@ GUESTS: dict[str, set[str]] = {
     "sinks/objects_parquet.py": {"pyarrow"},
     "sinks/objects_store.py": {"obstore"},
     "sinks/postgres_session.py": {"psycopg"},
+    "sinks/postgres_batch.py": {"psycopg"},
     "sinks/postgres_connection.py": {"psycopg"},
     "sinks/postgres_appended_connection.py": {"psycopg"},
     "sinks/postgres_rows.py": {"psycopg"},

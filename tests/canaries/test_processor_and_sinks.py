@@ -119,8 +119,8 @@ BUGS = [
         "S8: a commit without an answer is taken for done",
         (
             Edit(
-                "sinks/postgres_connection.py",
-                'return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")',
+                "sinks/postgres_batch.py",
+                'return Unknown(f"{where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")',
                 "return Done()",
             ),
         ),

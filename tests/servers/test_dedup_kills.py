@@ -124,8 +124,9 @@ def test_duckdb_killed_at_each_stage(tmp_path: Path) -> None:
 
 
 def test_the_view_of_clickhouse_has_each_event_once(tmp_path: Path) -> None:
-    """On ClickHouse in process, where it is installed: 900 MB that the tests do not demand."""
-    chdb = pytest.importorskip("chdb.session", reason="chdb is not installed")
+    """On ClickHouse's engine in process: 900 MB, loaded here only."""
+    from chdb import session as chdb
+
     session = chdb.Session(str(tmp_path / "clickhouse"))
     session.query("CREATE DATABASE shop")
     session.query("CREATE TABLE shop.events (n Int64, semel_event String) ENGINE = MergeTree ORDER BY n")

@@ -7,7 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from semel import Topic
 from semel.sources import Files
@@ -61,7 +63,6 @@ def test_lines_of_text(tmp_path: Path) -> None:
 
 def test_parquet_by_row_groups(tmp_path: Path) -> None:
     """Read from a row on, whatever row group it lies in; an unwritten end is waited for, and told at the end."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pyarrow.Table.from_pylist([{"id": n, "customer": "c"} for n in range(2_500)])
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=700)
     log = OutboxLog()

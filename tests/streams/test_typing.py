@@ -10,6 +10,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from mypy import api
 
 import semel.sinks
 
@@ -180,7 +181,6 @@ App("x", lambda: None)  # error: takes a Builder
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> str:
     """mypy's answer for both programs."""
-    api = pytest.importorskip("mypy.api")
     folder = tmp_path_factory.mktemp("typing")
     (folder / "right.py").write_text(OPENING + RIGHT)
     (folder / "wrong.py").write_text(OPENING + WRONG)

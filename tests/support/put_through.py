@@ -63,7 +63,7 @@ def _known() -> dict[str, Known]:
     return {
         "postgres": Known(
             kit + "TestPostgres", "keyed", lambda: postgres(subjects.postgres_keyed),
-            ("sinks/postgres_connection.py", "sinks/postgres_session.py"), "postgres",
+            ("sinks/postgres_connection.py", "sinks/postgres_session.py", "sinks/postgres_batch.py"), "postgres",
         ),
         "versioned": Known(
             kit + "TestPostgres", "versioned", lambda: postgres(subjects.postgres_versioned),

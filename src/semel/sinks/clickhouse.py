@@ -28,7 +28,8 @@ from semel.contract import (
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
 from semel.sinks.cuts import Rule
-from semel.sinks.sink import SinkError, encode_deleted, encode_row
+from semel.sinks.declared import Declared
+from semel.sinks.sink import SinkError
 
 CONTRACT = Contract(
     name="Windowed",
@@ -84,7 +85,7 @@ def named(table: str, kind: str) -> str:
     return table
 
 
-class ClickHouse:
+class ClickHouse(Declared):
     """A table of ClickHouse (tried on 26.9) to which every value is appended, by HTTP.
 
     The table is created from the type of the values (`value` where the topology cannot tell it), or validated: its
@@ -137,10 +138,6 @@ class ClickHouse:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]", "-", table)
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def table(self) -> str:
         return self.table_name + self.suffix
 
@@ -156,19 +153,6 @@ class ClickHouse:
     def contract(self) -> Contract:
         """Its window is what was declared, which the table is held to; once it was judged, what it has."""
         return replace(CONTRACT, window=self.window)
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return None
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(None, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> ClickHouse:
         return ClickHouse(self.url, self.table_name, name=self._name, _suffix=self.suffix + suffix, **self._given)

@@ -15,12 +15,13 @@ from semel.contract import Contract, Deduplicated, PositionIn
 from semel.ports import NoSteps, SinkConnection, Steps
 from semel.sinks.clickhouse import CONTRACT, ROWS_MAX, address_of, lacking, named
 from semel.sinks.cuts import Rule
+from semel.sinks.declared import Declared
 from semel.sinks.dedup import ONCE
 from semel.sinks.postgres_appended import deduplicated
-from semel.sinks.sink import SinkError, encode_deleted, encode_row
+from semel.sinks.sink import SinkError
 
 
-class ClickHouseAppended:
+class ClickHouseAppended(Declared):
     """A table of ClickHouse (tried on 26.9) to which every value is appended with its event id, by HTTP.
 
     Readers use the view TABLE_once, which is created with the table. `name`, `value`, `records`, `bytes`, `seconds`,
@@ -57,10 +58,6 @@ class ClickHouseAppended:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]", "-", table)
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def table(self) -> str:
         return self.table_name + self.suffix
 
@@ -81,19 +78,6 @@ class ClickHouseAppended:
     def contract(self) -> Contract:
         made = deduplicated(f"the view {self.view}", CONTRACT.durability)
         return replace(made, position=PositionIn.GROUP_OFFSETS)
-
-    @property
-    def key(self) -> None:
-        return None
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(None, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> ClickHouseAppended:
         return ClickHouseAppended(

@@ -14,8 +14,9 @@ from semel.contract import Contract, Transactional
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
 from semel.sinks.cuts import Rule
+from semel.sinks.declared import Declared
 from semel.sinks.positions import transactional
-from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+from semel.sinks.sink import SinkError, key_fields
 
 CONTRACT = transactional(
     "an object store that has answered: always. A local folder: the end of processes, not a power cut, nothing in it "
@@ -27,7 +28,7 @@ UNSAFE = ("aws_s3_allow_unsafe_rename", "allow_unsafe_rename")
 CONDITIONAL = ("aws_conditional_put", "conditional_put")
 
 
-class DeltaLake:
+class DeltaLake(Declared):
     """A Delta table below `url`: a folder's path, s3://BUCKET/PREFIX, gs://…, az://….
 
     With `key`, a row per key that the last value replaces, and a value None deletes; without, every value is appended.
@@ -70,10 +71,6 @@ class DeltaLake:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]+", "-", self.original_url.rpartition("/")[2]) or "delta"
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def url(self) -> str:
         return self.original_url + self.suffix
 
@@ -88,19 +85,6 @@ class DeltaLake:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return self._key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None if self._key is None else encode_key(self._key, value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(self._key, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> DeltaLake:
         return DeltaLake(

@@ -19,8 +19,9 @@ from semel.contract import Contract, TwoPhase
 from semel.ports import NoSteps, Steps, TwoPhaseConnection
 from semel.sinks.columns import columns_of
 from semel.sinks.cuts import Rule
+from semel.sinks.declared import Declared
 from semel.sinks.objects_form import Form, form_of
-from semel.sinks.sink import SinkError, encode_deleted, encode_row
+from semel.sinks.sink import SinkError, encode_row
 from semel.sinks.two_phase import two_phase
 
 CONTRACT = two_phase(
@@ -28,7 +29,7 @@ CONTRACT = two_phase(
 )
 
 
-class Files:
+class Files(Declared):
     """Files below `folder`, a cut each. A cut is due at `records` records, `bytes` bytes of keys and values, or
     `seconds` after its first record. `format`, `compression`, `columns` and `value` are those of `Objects`."""
 
@@ -60,10 +61,6 @@ class Files:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]+", "-", self._original.rpartition("/")[2]) or "files"
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def where(self) -> str:
         return f"files in {self._original}{self.suffix}"
 
@@ -74,16 +71,6 @@ class Files:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return None
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(None, key, self.where)
 
     def encode_value(self, value: object) -> bytes:
         if self.shape.format != "jsonl":

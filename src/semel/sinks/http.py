@@ -35,7 +35,8 @@ from semel.contract import (
 )
 from semel.ports import Steps
 from semel.sinks.cuts import Rule
-from semel.sinks.sink import SinkError, encode_deleted
+from semel.sinks.declared import Declared
+from semel.sinks.sink import SinkError
 
 if TYPE_CHECKING:
     from semel.sinks.http_connection import HTTPConnection
@@ -54,7 +55,7 @@ KEYED = Contract(
 )
 
 
-class HTTP:
+class HTTP(Declared):
     """`HTTP(url)`: a receiver that keeps Idempotency-Keys and the sender's floor (docs/receiver.md). One that forgets
     its keys after a time and knows no floor: `HTTP(url, forgets_after_s=86400)`, which is a window and no more.
 
@@ -97,10 +98,6 @@ class HTTP:
         self._name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", self.url.hostname + self.url.path).strip("-")
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def where(self) -> str:
         port = f":{self.url.port}" if self.url.port else ""
         return f"POST {self.url.scheme}://{self.url.hostname}{port}{self.url.path}"
@@ -126,16 +123,6 @@ class HTTP:
     def rule(self) -> Rule | None:
         """When a cut is due: at once, with what was read. None: there are no cuts."""
         return None if self.forgets_after_s is None else Rule(records=1_000, ms=0)
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return None
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(None, key, self.where)
 
     def encode_value(self, value: object) -> bytes:
         try:

@@ -13,8 +13,9 @@ from semel.contract import Contract, Transactional
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
 from semel.sinks.cuts import Rule
+from semel.sinks.declared import Declared
 from semel.sinks.positions import transactional
-from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+from semel.sinks.sink import SinkError, key_fields
 
 CONTRACT = transactional(
     "a catalog and an object store that have answered: always. A local folder as warehouse: the end of processes, not "
@@ -22,7 +23,7 @@ CONTRACT = transactional(
 )
 
 
-class Iceberg:
+class Iceberg(Declared):
     """The table NAMESPACE.TABLE of a catalog: one that pyiceberg's own configuration names, or one that `options` say
     (type, uri, warehouse, credentials: pyiceberg's properties).
 
@@ -56,10 +57,6 @@ class Iceberg:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]+", "-", table)
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def table(self) -> str:
         # A dot would begin another namespace; catalogs allow little else in a name.
         return self.original + re.sub(r"[^a-zA-Z0-9_]", "_", self.suffix)
@@ -75,19 +72,6 @@ class Iceberg:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return self._key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None if self._key is None else encode_key(self._key, value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(self._key, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> Iceberg:
         return Iceberg(

@@ -14,8 +14,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from semel.contract import Contract, Transactional
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
+from semel.sinks.declared import Declared
 from semel.sinks.positions import TABLE, transactional
-from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+from semel.sinks.sink import SinkError, key_fields
 
 CONTRACT = transactional("InnoDB with innodb_flush_log_at_trx_commit=1 (its default); semel says so where it is not 1")
 NAME_MAX = 64
@@ -55,7 +56,7 @@ def address_of(url: str) -> Address:
     return Address(host, port, unquote(parts.username or ""), unquote(parts.password or ""), database, options)
 
 
-class MariaDB:
+class MariaDB(Declared):
     """An InnoDB table of a MariaDB database (10.7 or newer).
 
     With `key`, a row per key that the last value replaces, and a value None deletes; without, every value is
@@ -91,10 +92,6 @@ class MariaDB:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]", "-", table)
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def table(self) -> str:
         return f"{self.database}.{self.table_name}{self.suffix}"
 
@@ -109,19 +106,6 @@ class MariaDB:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return self._key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None if self._key is None else encode_key(self._key, value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(self._key, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> MariaDB:
         return MariaDB(

@@ -12,6 +12,7 @@ from semel.contract import Contract, TwoPhase
 from semel.errors import UsageError
 from semel.ports import NoSteps, Steps, TwoPhaseConnection
 from semel.sinks.cuts import Rule
+from semel.sinks.declared import Declared
 from semel.sinks.mariadb import MariaDB
 from semel.sinks.sink import SinkError
 from semel.sinks.two_phase import two_phase
@@ -21,7 +22,7 @@ CONTRACT = two_phase(
 )
 
 
-class MariaDBTwoPhase:
+class MariaDBTwoPhase(Declared):
     """An InnoDB table of a MariaDB database (10.7 or newer) that takes each cut in an XA transaction, which a record of
     the log decides.
 
@@ -44,6 +45,7 @@ class MariaDBTwoPhase:
         _suffix: str = "",
     ) -> None:
         self.plain = MariaDB(url, table, key=key, name=name, value=value, hand_over_s=hand_over_s, _suffix=_suffix)
+        self._name, self._key = self.plain.name, self.plain.key
         if ":" in self.plain.name:
             raise SinkError(f"MariaDB table {table!r}: name={self.plain.name!r} has a colon. Leave it out.")
         if records < 1 or bytes < 1 or seconds <= 0:
@@ -51,10 +53,6 @@ class MariaDBTwoPhase:
         self.rule = Rule(records, bytes, round(seconds * 1000))
         self._table = table
         self._given: dict[str, Any] = {"records": records, "bytes": bytes, "seconds": seconds}
-
-    @property
-    def name(self) -> str:
-        return self.plain.name
 
     @property
     def where(self) -> str:
@@ -67,19 +65,6 @@ class MariaDBTwoPhase:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return self.plain.key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return self.plain.encode_key(value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return self.plain.encode_deleted(key)
-
-    def encode_value(self, value: object) -> bytes:
-        return self.plain.encode_value(value)
 
     def renamed(self, suffix: str) -> MariaDBTwoPhase:
         plain = self.plain

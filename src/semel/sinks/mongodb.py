@@ -22,7 +22,8 @@ from semel.contract import (
 )
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
-from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+from semel.sinks.declared import DeclaredByKey
+from semel.sinks.sink import SinkError, key_fields
 
 LIVE = "_live"  # the view without tombstones and positions
 
@@ -41,7 +42,7 @@ CONTRACT = Contract(
 )
 
 
-class MongoDB:
+class MongoDB(DeclaredByKey):
     """A collection of a MongoDB database (4.4 or newer) with a document per key, whose `_id` is the key's text. It
     carries the version (`semel_incarnation`, `semel_offset`) of the record that wrote it: an older write loses.
 
@@ -78,10 +79,6 @@ class MongoDB:
         self._name = name or collection
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def collection(self) -> str:
         return _named(self.plain_collection + self.suffix)
 
@@ -100,19 +97,6 @@ class MongoDB:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return self._key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return encode_key(self._key, value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(self._key, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> MongoDB:
         return MongoDB(

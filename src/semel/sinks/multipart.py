@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from semel.contract import Contract, TwoPhase
 from semel.ports import NoSteps, Steps, TwoPhaseConnection
+from semel.sinks.declared import Declared
 from semel.sinks.objects import Objects
 from semel.sinks.sink import SinkError
 from semel.sinks.two_phase import two_phase
@@ -18,7 +19,7 @@ from semel.sinks.two_phase import two_phase
 CONTRACT = two_phase("an object store that has answered: always")
 
 
-class MultipartObjects:
+class MultipartObjects(Declared):
     """Objects below `url` (s3://BUCKET/PREFIX), a cut each, in parts of `part_bytes` (S3 wants 5 MiB at least, but of
     the last). The rest is as for `Objects`; credentials are `options=`, or the environment's AWS_… ."""
 
@@ -41,6 +42,7 @@ class MultipartObjects:
         self._given: dict[str, Any] = {"format": format, "compression": compression, "columns": columns, "value": value}
         self._given |= {"records": records, "bytes": bytes, "seconds": seconds, "options": options}
         self.plain = Objects(url, name=name, _suffix=_suffix, **self._given)
+        self._name = self.plain.name
         if not self.plain.url.startswith(("s3://", "s3a://")) or "?" in self.plain.url:
             raise SinkError(f"{self.plain.where}: uploads in parts are S3's: s3://BUCKET/PREFIX.")
         if part_bytes < 5 << 20:
@@ -50,10 +52,6 @@ class MultipartObjects:
         self.shape = self.plain.shape
         bucket, _, prefix = self.plain.url.partition("://")[2].partition("/")
         self.bucket, self.prefix = bucket, prefix.strip("/")
-
-    @property
-    def name(self) -> str:
-        return self.plain.name
 
     @property
     def where(self) -> str:
@@ -66,16 +64,6 @@ class MultipartObjects:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return None
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None
-
-    def encode_deleted(self, key: object) -> bytes:
-        return self.plain.encode_deleted(key)
 
     def encode_value(self, value: object) -> bytes:
         return self.plain.encode_value(value)

@@ -28,8 +28,9 @@ from semel.contract import (
 from semel.ports import NoSteps, SinkConnection, Steps
 from semel.sinks.columns import columns_of
 from semel.sinks.cuts import Rule
+from semel.sinks.declared import Declared
 from semel.sinks.objects_form import Form, form_of
-from semel.sinks.sink import SinkError, encode_deleted, encode_row
+from semel.sinks.sink import SinkError, encode_row
 
 if TYPE_CHECKING:
     from semel.sinks.objects_connection import Complete
@@ -50,7 +51,7 @@ CONTRACT = Contract(
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "https", "file")
 
 
-class Objects:
+class Objects(Declared):
     """Objects below `url`: s3://BUCKET/PREFIX, gs://…, az://…, file:///PATH or a folder's path. A cut is due at
     `records` records, `bytes` bytes, or `seconds` after its first record. `options` are the store's own settings and
     credentials (obstore's names: region, endpoint, access_key_id, …); what is not given is taken from the environment,
@@ -92,10 +93,6 @@ class Objects:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]+", "-", path.rpartition("/")[2]) or "objects"
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def where(self) -> str:
         # What a URL can carry of a secret: user information, and a signature in the query.
         return "objects in " + re.sub(r"[?#].*", "", re.sub(r"^([\w+.-]+://)[^/@]*@", r"\1", self.url))
@@ -111,16 +108,6 @@ class Objects:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return None
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(None, key, self.where)
 
     def encode_value(self, value: object) -> bytes:
         if self.shape.format != "jsonl":

@@ -25,7 +25,8 @@ from semel.contract import (
 )
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
-from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+from semel.sinks.declared import DeclaredByKey
+from semel.sinks.sink import SinkError, key_fields
 
 LIVE = "_live"  # the alias without tombstones and positions
 # An external version is one long: the incarnation in its upper 15 bits, the offset in its lower 48 (the sign is 0).
@@ -47,7 +48,7 @@ CONTRACT = Contract(
 Refresh = Literal[False, True, "wait_for"]
 
 
-class OpenSearch:
+class OpenSearch(DeclaredByKey):
     """An index of an OpenSearch (1 or newer) or Elasticsearch (7.10 or newer) cluster with a document per key, whose
     external version is the incarnation and offset of the record that wrote it: an older write loses, whoever sends it.
 
@@ -104,10 +105,6 @@ class OpenSearch:
         self._name = name or index
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def index(self) -> str:
         return self.plain_index + self.suffix
 
@@ -130,19 +127,6 @@ class OpenSearch:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return self._key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return encode_key(self._key, value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(self._key, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> OpenSearch:
         return OpenSearch(

@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 from semel.contract import Contract, Transactional
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
+from semel.sinks.declared import Declared
 from semel.sinks.positions import TABLE, transactional
-from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+from semel.sinks.sink import SinkError, key_fields
 
 CONTRACT = transactional("Postgres with fsync=on (its default); semel sets synchronous_commit=on for its own session")
 
 
-class Postgres:
+class Postgres(Declared):
     """A table of a Postgres database (14 or newer).
 
     With `key`, a row per key that the last value replaces, and a value None deletes; without, every value is
@@ -55,10 +56,6 @@ class Postgres:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]", "-", table)
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def table(self) -> str:
         return ".".join(filter(None, (self.schema, self.table_name + self.suffix)))
 
@@ -73,19 +70,6 @@ class Postgres:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return self._key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None if self._key is None else encode_key(self._key, value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(self._key, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> Postgres:
         return Postgres(

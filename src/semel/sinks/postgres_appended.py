@@ -21,6 +21,7 @@ from semel.contract import (
 )
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
+from semel.sinks.declared import Declared
 from semel.sinks.dedup import ONCE
 from semel.sinks.postgres import Postgres
 from semel.sinks.sink import SinkError
@@ -43,7 +44,7 @@ def deduplicated(through: str, durability: str) -> Contract:
     )
 
 
-class PostgresAppended:
+class PostgresAppended(Declared):
     """A table of a Postgres database (14 or newer) to which every value is appended with its event id.
 
     Readers use the view TABLE_once, which is created with the table; `semel dedup run` takes the repeats out of the
@@ -63,13 +64,9 @@ class PostgresAppended:
         plain = Postgres(dsn, table, name=name, value=value, hand_over_s=hand_over_s, _suffix=_suffix)
         if len((plain.table_name + ONCE + _suffix).encode()) > 63:
             raise SinkError(f"Postgres table {table!r}: with {ONCE} its name has more than 63 bytes.")
-        self._plain = plain
+        self._plain, self._name = plain, plain.name
         self.dsn, self.schema, self.table_name, self.suffix = dsn, plain.schema, plain.table_name, _suffix
         self.value_type, self.hand_over_s = value, hand_over_s
-
-    @property
-    def name(self) -> str:
-        return self._plain.name
 
     @property
     def table(self) -> str:
@@ -95,19 +92,6 @@ class PostgresAppended:
             "Postgres with fsync=on (its default); semel sets synchronous_commit=on for the rows; the position follows "
             "asynchronously: if it is lost, rows are appended again",
         )
-
-    @property
-    def key(self) -> None:
-        return None
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None
-
-    def encode_deleted(self, key: object) -> bytes:
-        return self._plain.encode_deleted(key)
-
-    def encode_value(self, value: object) -> bytes:
-        return self._plain.encode_value(value)
 
     def renamed(self, suffix: str) -> PostgresAppended:
         return PostgresAppended(

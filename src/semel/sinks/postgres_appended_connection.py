@@ -15,21 +15,21 @@ import psycopg
 from psycopg import sql
 
 from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
-from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
+from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps
 from semel.sinks import dedup
 from semel.sinks.columns import Column, canonical_row, decode
 from semel.sinks.dedup import EVENT, ONCE, SqlDialect
-from semel.sinks.postgres_rows import copy
-from semel.sinks.postgres_session import Asked, PostgresSession, brief, each, is_refusal, names
+from semel.sinks.postgres_batch import begun, committed
+from semel.sinks.postgres_rows import COPY_ROWS_MIN, copy
+from semel.sinks.postgres_session import Asked, PostgresSession, each, names
 from semel.sinks.postgres_types import POSTGRES, converts
-from semel.sinks.rows import Begun, Shape, Upsert, begin, by_column, offsets
+from semel.sinks.rows import Begun, Shape, Upsert, by_column, offsets
 from semel.sinks.schema import Found, created, judged
-from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks.sink import SinkError
 
 if TYPE_CHECKING:
     from semel.sinks.postgres_appended import PostgresAppended
 
-COPY_ROWS_MIN = 100  # as for `postgres_connection.py`
 # "C": ids are compared byte by byte; a language's order would cost the view three times as much.
 EVENT_TYPE = 'text COLLATE "C" NOT NULL'
 
@@ -141,36 +141,22 @@ class AppendedConnection:
 
     def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
         assert start < end, (start, end)
-        connection, shape = self._session.held(claim), self._session.shape
-        if connection is None:
-            return NotDone(f"{self._sink.where}: the connection of the claim is gone")
-        assert shape is not None, "a claim comes before a write"
-        batch = begin(shape, rows)  # a delete has no row to go to: refused there
-        try:
-            connection.execute("BEGIN")
-            self._steps.reached(Step.ROWS_BEFORE)
+
+        def part(connection: psycopg.Connection[Any], batch: Begun) -> None:
             self._rows(connection, claim, batch)
+
+        def write(connection: psycopg.Connection[Any], batch: Begun) -> None:
+            self._steps.reached(Step.ROWS_BEFORE)
+            part(connection, batch)
             self._steps.reached(Step.ROWS_AFTER)
-        except RowRefused:
-            self._session.rolled_back()
-            raise
-        except psycopg.Error as why:
-            self._session.rolled_back()
-            if is_refusal(why):
-                self._refuse(connection, claim, batch, why)
-            return self._session.not_done(why)
-        self._steps.reached(Step.SINK_BEFORE)
-        try:
-            status = connection.execute("COMMIT").statusmessage
-        except psycopg.IntegrityError as why:  # a deferred constraint: the server has answered, it is not done
-            self._session.rolled_back()
-            raise RowRefused(f"a constraint checked at the commit refuses the batch: {brief(why)}", start) from None
-        except psycopg.Error as why:
-            connection.close()
-            return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")
-        # COMMIT of a failed transaction is answered with ROLLBACK, and no error.
-        assert status == "COMMIT", f"{self._sink.where}: COMMIT was answered with {status}"
-        self._steps.reached(Step.SINK_AFTER)
+
+        # A delete has no row to go to: it is refused when the batch begins.
+        connection = begun(self._session, self._sink.where, claim, rows, write, part)
+        if isinstance(connection, NotDone | Fenced):
+            return connection
+        outcome = committed(self._session, self._steps, self._sink.where, connection, start, end)
+        if outcome != Done():
+            return outcome
         return self._session.followed(connection, claim, end, run, self._steps)
 
     def _event(self, claim: Claim, offset: int) -> str:
@@ -193,26 +179,6 @@ class AppendedConnection:
     def _with_events(self, claim: Claim, piece: Sequence[Upsert]) -> Sequence[Sequence[object]]:
         """By column."""
         return [*by_column(piece), [self._event(claim, offset) for offset in offsets(piece)]]
-
-    def _refuse(self, connection: psycopg.Connection[Any], claim: Claim, batch: Begun, why: psycopg.Error) -> None:
-        """Finds the row that the server refuses by trying each alone, in a transaction that is rolled back, and
-        raises RowRefused."""
-        offset = -1
-        try:
-            connection.execute("BEGIN")
-            for row in batch.rows:
-                offset = row.offset
-                self._rows(connection, claim, Begun(batch.shape, [row], []))
-        except RowRefused:
-            self._session.rolled_back()
-            raise
-        except psycopg.Error as refusal:
-            self._session.rolled_back()
-            if is_refusal(refusal):
-                raise RowRefused(brief(refusal), offset) from None
-            return
-        self._session.rolled_back()
-        raise SinkError(f"{self._sink.where} refuses a batch each of whose rows it accepts alone: {brief(why)}.")
 
     # --- for `semel sink` -----------------------------------------------------------------------------------------
 

@@ -13,15 +13,15 @@ import psycopg
 from psycopg import sql
 
 from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
-from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
+from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps
 from semel.sinks.columns import Column, canonical_row, decode
-from semel.sinks.postgres_rows import refuse
+from semel.sinks.postgres_batch import begun, committed
 from semel.sinks.postgres_rows import write as write_rows
-from semel.sinks.postgres_session import Asked, PostgresSession, brief, is_refusal, names
+from semel.sinks.postgres_session import Asked, PostgresSession, names
 from semel.sinks.postgres_types import POSTGRES, converts
-from semel.sinks.rows import Begun, Shape, begin
+from semel.sinks.rows import Begun, Shape
 from semel.sinks.schema import created, judged
-from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks.sink import SinkError
 
 if TYPE_CHECKING:
     from semel.sinks.postgres import Postgres
@@ -91,37 +91,18 @@ class PostgresConnection:
 
     def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
         assert start < end, (start, end)
-        connection, shape = self._session.held(claim), self._session.shape
-        if connection is None:
-            return NotDone(f"{self._sink.where}: the connection of the claim is gone")
-        assert shape is not None, "a claim comes before a write"
-        batch = begin(shape, rows)
-        try:
-            fenced = self._write(connection, claim, start, end, run, batch)
-        except RowRefused:
-            self._session.rolled_back()
-            raise
-        except psycopg.Error as why:
-            self._session.rolled_back()
-            if is_refusal(why):
-                refuse(self._session, connection, self._sink.where, rows, why)
-            return self._session.not_done(why)
-        if fenced is not None:
-            return fenced
-        self._steps.reached(Step.SINK_BEFORE)
-        try:
-            status = connection.execute("COMMIT").statusmessage
-        except psycopg.IntegrityError as why:  # a deferred constraint: the server has answered, it is not done
-            self._session.rolled_back()
-            raise RowRefused(f"a constraint checked at the commit refuses the batch: {brief(why)}", start) from None
-        except psycopg.Error as why:
-            # The answer is lost, or it is one after which the transaction may still stand. Only a claim can tell.
-            connection.close()
-            return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")
-        # COMMIT of a failed transaction is answered with ROLLBACK, and no error.
-        assert status == "COMMIT", f"{self._sink.where}: COMMIT was answered with {status}"
-        self._steps.reached(Step.SINK_AFTER)
-        return Done()
+
+        def write(connection: psycopg.Connection[Any], batch: Begun) -> Fenced | None:
+            return self._write(connection, claim, start, end, run, batch)
+
+        where = self._sink.where
+        held = begun(self._session, where, claim, rows, write, self._rows)
+        if isinstance(held, NotDone | Fenced):
+            return held
+        return committed(self._session, self._steps, where, held, start, end)
+
+    def _rows(self, connection: psycopg.Connection[Any], batch: Begun) -> None:
+        write_rows(connection, self._table, batch, temporary=True)
 
     def _write(
         self,
@@ -133,15 +114,13 @@ class PostgresConnection:
         batch: Begun,
     ) -> Fenced | None:
         who = (claim.delivery.app, claim.delivery.sink, claim.delivery.partition)
-        connection.execute("BEGIN")
         # The lock only: rows are never written while a claim could pass. What decides is the UPDATE below.
         connection.execute(
             sql.SQL("SELECT FROM {} WHERE app = %s AND sink = %s AND partition = %s FOR UPDATE").format(self._control),
             who,
         )
         self._steps.reached(Step.ROWS_BEFORE)
-        assert self._session.shape is not None
-        write_rows(connection, self._table, self._session.shape, batch, temporary=True)
+        self._rows(connection, batch)
         self._steps.reached(Step.ROWS_AFTER)
         self._steps.reached(Step.POSITION_BEFORE)
         moved = connection.execute(

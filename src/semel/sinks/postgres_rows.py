@@ -11,10 +11,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from semel.contract import Row
-from semel.sinks.postgres_session import PostgresSession, brief, copy_text, each, is_refusal, names
-from semel.sinks.rows import Begun, Shape, begin, by_column, by_row
-from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks.postgres_session import copy_text, each, names
+from semel.sinks.rows import Begun, by_column, by_row
 
 COPY_ROWS_MIN = 100  # below this, statements in a pipeline are quicker than COPY and a merge
 
@@ -22,13 +20,13 @@ COPY_ROWS_MIN = 100  # below this, statements in a pipeline are quicker than COP
 def write(
     connection: psycopg.Connection[Any],
     table: sql.Composable,
-    shape: Shape,
     batch: Begun,
     *,
     temporary: bool,
 ) -> None:
     """`temporary`: whether this transaction may use a temporary table. One that is to be prepared may not: Postgres
     refuses to prepare it (0A000). Raises RowRefused with some of the rows written: the caller rolls back."""
+    shape = batch.shape
     key, fields = shape.key, [column.name for column in shape.columns]
     columns = names(fields)
     if batch.deletes:
@@ -102,39 +100,6 @@ def copy(
     ):
         for piece in pieces:
             copy.write(copy_text(piece))
-
-
-def refuse(
-    session: PostgresSession,
-    connection: psycopg.Connection[Any],
-    where: str,
-    rows: Sequence[Row],
-    why: psycopg.Error,
-) -> None:
-    """Finds the row that the server refuses by trying each alone, in a transaction that is rolled back, and raises
-    RowRefused. Returns when the server does not answer."""
-    shape = session.shape
-    assert shape is not None
-    offset = -1
-    batch = begin(shape, rows)
-    try:
-        connection.execute("BEGIN")
-        for delete in batch.deletes:
-            offset = delete.offset
-            write(connection, session.table, shape, Begun(shape, [], [delete]), temporary=False)
-        for row in batch.rows:
-            offset = row.offset
-            write(connection, session.table, shape, Begun(shape, [row], []), temporary=False)
-    except RowRefused:
-        session.rolled_back()
-        raise
-    except psycopg.Error as refusal:
-        session.rolled_back()
-        if is_refusal(refusal):
-            raise RowRefused(brief(refusal), offset) from None
-        return
-    session.rolled_back()
-    raise SinkError(f"{where} refuses a batch each of whose rows it accepts alone: {brief(why)}.")
 
 
 def _update(fields: Sequence[str], key: Sequence[str]) -> sql.Composable:

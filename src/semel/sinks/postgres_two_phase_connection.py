@@ -18,9 +18,10 @@ from psycopg import errors, sql
 from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import postgres_rows
+from semel.sinks.postgres_batch import begun
 from semel.sinks.postgres_connection import PostgresConnection
-from semel.sinks.postgres_session import brief, is_refusal, one
-from semel.sinks.rows import Begun, begin
+from semel.sinks.postgres_session import brief, one
+from semel.sinks.rows import Begun
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.two_phase import attempt_in, delivery_prefix, name_of, prefix, settling
 
@@ -108,23 +109,13 @@ class PreparedConnection:
 
     def prepare_cut(self, claim: Claim, attempt: Attempt, run: str, rows: Sequence[Row]) -> Outcome:
         assert attempt.start < attempt.end, attempt
-        connection, shape = self._session.held(claim), self._session.shape
-        if connection is None:
-            return NotDone(f"{self._sink.where}: the connection of the claim is gone")
-        assert shape is not None, "a claim comes before a cut"
-        batch = begin(shape, rows)
-        try:
-            fenced = self._write(connection, claim, attempt, run, batch)
-        except RowRefused:
-            self._session.rolled_back()
-            raise
-        except psycopg.Error as why:
-            self._session.rolled_back()
-            if is_refusal(why):
-                postgres_rows.refuse(self._session, connection, self._sink.where, rows, why)
-            return self._session.not_done(why)
-        if fenced is not None:
-            return fenced
+
+        def write(connection: psycopg.Connection[Any], batch: Begun) -> Fenced | None:
+            return self._write(connection, claim, attempt, run, batch)
+
+        connection = begun(self._session, self._sink.where, claim, rows, write, self._rows)
+        if isinstance(connection, NotDone | Fenced):
+            return connection
         self._steps.reached(Step.PREPARE_BEFORE)
         try:
             status = self._named(connection, PREPARED, claim.delivery, attempt)
@@ -170,9 +161,6 @@ class PreparedConnection:
         batch: Begun,
     ) -> Fenced | None:
         who = (claim.delivery.app, claim.delivery.sink, claim.delivery.partition)
-        shape = self._session.shape
-        assert shape is not None
-        connection.execute("BEGIN")
         # First, so that nothing is written while a claim could pass; and it is what the claim waits for.
         moved = connection.execute(
             sql.SQL(
@@ -186,9 +174,12 @@ class PreparedConnection:
             return Fenced(f"{self._sink.where}: {self._stands(connection, claim)[1]}; ours was epoch {claim.epoch}, "
                           f"position {attempt.start}")  # fmt: skip
         self._steps.reached(Step.ROWS_BEFORE)
-        postgres_rows.write(connection, self._session.table, shape, batch, temporary=False)
+        self._rows(connection, batch)
         self._steps.reached(Step.ROWS_AFTER)
         return None
+
+    def _rows(self, connection: psycopg.Connection[Any], batch: Begun) -> None:
+        postgres_rows.write(connection, self._session.table, batch, temporary=False)
 
     def commit_cut(self, claim: Claim, attempt: Attempt) -> Outcome:
         try:

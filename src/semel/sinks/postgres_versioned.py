@@ -21,6 +21,7 @@ from semel.contract import (
 )
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
+from semel.sinks.declared import DeclaredByKey
 from semel.sinks.postgres import Postgres
 from semel.sinks.sink import SinkError
 
@@ -42,7 +43,7 @@ CONTRACT = Contract(
 )
 
 
-class PostgresVersioned:
+class PostgresVersioned(DeclaredByKey):
     """A table of a Postgres database (14 or newer) with a row per key, which carries the version (incarnation and
     offset) of the record that wrote it: an older write has no effect, whoever sends it, however late.
 
@@ -68,13 +69,9 @@ class PostgresVersioned:
             raise SinkError(f"Postgres table {table!r}: {taken.pop()!r} is semel's own column. Name another key.")
         if len((plain.table_name + LIVE + _suffix).encode()) > 63:
             raise SinkError(f"Postgres table {table!r}: with {LIVE} its name has more than 63 bytes.")
-        self._plain = plain
+        self._plain, self._name, self._key = plain, plain.name, plain.key
         self.dsn, self.schema, self.table_name, self.suffix = dsn, plain.schema, plain.table_name, _suffix
         self.value_type, self.hand_over_s = value, hand_over_s
-
-    @property
-    def name(self) -> str:
-        return self._plain.name
 
     @property
     def table(self) -> str:
@@ -91,19 +88,6 @@ class PostgresVersioned:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return self._plain.key or ()
-
-    def encode_key(self, value: object) -> bytes | None:
-        return self._plain.encode_key(value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return self._plain.encode_deleted(key)
-
-    def encode_value(self, value: object) -> bytes:
-        return self._plain.encode_value(value)
 
     def renamed(self, suffix: str) -> PostgresVersioned:
         return PostgresVersioned(

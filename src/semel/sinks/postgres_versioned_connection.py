@@ -15,20 +15,20 @@ import psycopg
 from psycopg import sql
 
 from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
-from semel.ports import Done, NotDone, Outcome, Step, Steps, Unknown
+from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps
 from semel.sinks.columns import Column, canonical_row, decode
-from semel.sinks.postgres_rows import copy
-from semel.sinks.postgres_session import Asked, PostgresSession, brief, each, is_refusal, names
+from semel.sinks.postgres_batch import begun, committed
+from semel.sinks.postgres_rows import COPY_ROWS_MIN, copy
+from semel.sinks.postgres_session import Asked, PostgresSession, each, names
 from semel.sinks.postgres_types import POSTGRES, converts
 from semel.sinks.postgres_versioned import DELETED, INCARNATION, LIVE, OFFSET
-from semel.sinks.rows import Begun, Shape, begin, by_column, offsets
+from semel.sinks.rows import Begun, Shape, by_column, offsets
 from semel.sinks.schema import Found, created, judged
-from semel.sinks.sink import RowRefused, SinkError
+from semel.sinks.sink import SinkError
 
 if TYPE_CHECKING:
     from semel.sinks.postgres_versioned import PostgresVersioned
 
-COPY_ROWS_MIN = 100  # as for `postgres_connection.py`
 OURS = {INCARNATION: ("int4", "integer NOT NULL DEFAULT 0"), OFFSET: ("int8", "bigint NOT NULL DEFAULT -1")}
 OURS[DELETED] = ("timestamptz", "timestamptz")
 
@@ -123,40 +123,22 @@ class VersionedConnection:
 
     def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
         assert start < end, (start, end)
-        connection = self._session.held(claim)
-        if connection is None:
-            return NotDone(f"{self._sink.where}: the connection of the claim is gone")
-        shape = self._session.shape
-        assert shape is not None, "a claim comes before a write"
-        batch = begin(shape, rows)
-        try:
-            connection.execute("BEGIN")
+
+        def part(connection: psycopg.Connection[Any], batch: Begun) -> int:
+            return self._rows(connection, claim, batch)
+
+        def write(connection: psycopg.Connection[Any], batch: Begun) -> None:
             self._steps.reached(Step.ROWS_BEFORE)
-            taken = self._rows(connection, claim, batch)
+            taken = part(connection, batch)
             self._steps.reached(Step.ROWS_AFTER)
-        except RowRefused:
-            self._session.rolled_back()
-            raise
-        except psycopg.Error as why:
-            self._session.rolled_back()
-            if is_refusal(why):
-                self._refuse(connection, claim, batch, why)
-            return self._session.not_done(why)
-        if taken < len(batch.rows) + len(batch.deletes):
-            self._steps.reached(Step.SINK_STALE)
-        self._steps.reached(Step.SINK_BEFORE)
-        try:
-            status = connection.execute("COMMIT").statusmessage
-        except psycopg.IntegrityError as why:  # a deferred constraint: the server has answered, it is not done
-            self._session.rolled_back()
-            raise RowRefused(f"a constraint checked at the commit refuses the batch: {brief(why)}", start) from None
-        except psycopg.Error as why:
-            connection.close()
-            return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) was not answered: {brief(why)}")
-        # COMMIT of a failed transaction is answered with ROLLBACK, and no error.
-        assert status == "COMMIT", f"{self._sink.where}: COMMIT was answered with {status}"
-        self._steps.reached(Step.SINK_AFTER)
-        return self._moved(connection, claim, end, run)
+            if taken < len(batch.rows) + len(batch.deletes):
+                self._steps.reached(Step.SINK_STALE)
+
+        connection = begun(self._session, self._sink.where, claim, rows, write, part)
+        if isinstance(connection, NotDone | Fenced):
+            return connection
+        outcome = committed(self._session, self._steps, self._sink.where, connection, start, end)
+        return self._moved(connection, claim, end, run) if outcome == Done() else outcome
 
     def _moved(self, connection: psycopg.Connection[Any], claim: Claim, end: int, run: str) -> Outcome:
         """The position follows the rows. Not for their sake, who are what they are: it says where the next owner goes
@@ -206,28 +188,6 @@ class VersionedConnection:
         return connection.execute(
             into + sql.SQL("SELECT {} FROM pg_temp.semel_versions").format(columns) + merge
         ).rowcount
-
-    def _refuse(self, connection: psycopg.Connection[Any], claim: Claim, batch: Begun, why: psycopg.Error) -> None:
-        """Finds the row that the server refuses by trying each alone, in a transaction that is rolled back, and
-        raises RowRefused."""
-        offset = -1
-        alone = [Begun(batch.shape, [row], []) for row in batch.rows]
-        alone += [Begun(batch.shape, [], [delete]) for delete in batch.deletes]
-        try:
-            connection.execute("BEGIN")
-            for one in alone:
-                offset = (one.rows or one.deletes)[0].offset
-                self._rows(connection, claim, one)
-        except RowRefused:
-            self._session.rolled_back()
-            raise
-        except psycopg.Error as refusal:
-            self._session.rolled_back()
-            if is_refusal(refusal):
-                raise RowRefused(brief(refusal), offset) from None
-            return
-        self._session.rolled_back()
-        raise SinkError(f"{self._sink.where} refuses a batch each of whose rows it accepts alone: {brief(why)}.")
 
     # --- for `semel sink` -----------------------------------------------------------------------------------------
 

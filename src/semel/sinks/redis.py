@@ -24,7 +24,8 @@ from semel.contract import (
 )
 from semel.errors import UsageError
 from semel.ports import NoSteps, SinkConnection, Steps
-from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+from semel.sinks.declared import DeclaredByKey
+from semel.sinks.sink import SinkError, key_fields
 
 KEPT_S_MIN = 7 * 86_400.0  # what an outbox keeps: the oldest backup of a sink that may be put back
 
@@ -79,7 +80,7 @@ def address_of(url: str) -> Address:
     return Address(host, port, int(database), user, password, tls, options)
 
 
-class Redis:
+class Redis(DeclaredByKey):
     """Keys PREFIX:ID of a Redis (6 or newer) or Valkey server, one for each sink key; ID is the key's text.
 
     `form="hash"`: a hash with the value's fields as texts; `form="json"`: a string, the value as JSON, byte for byte
@@ -128,10 +129,6 @@ class Redis:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]", "-", prefix).strip("-")
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def prefix(self) -> str:
         return self.plain_prefix + self.suffix
 
@@ -146,19 +143,6 @@ class Redis:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return self._key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return encode_key(self._key, value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(self._key, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> Redis:
         return Redis(

@@ -12,14 +12,15 @@ from typing import Any
 
 from semel.contract import Contract, Transactional
 from semel.ports import NoSteps, SinkConnection, Steps
+from semel.sinks.declared import Declared
 from semel.sinks.positions import transactional
-from semel.sinks.sink import SinkError, encode_deleted, encode_key, encode_row, key_fields
+from semel.sinks.sink import SinkError, key_fields
 from semel.sinks.sqlite_connection import SQLiteConnection
 
 CONTRACT = transactional("synchronous=EXTRA, which semel sets; a local file system whose syncs and locks are honest")
 
 
-class SQLite:
+class SQLite(Declared):
     """A table of a SQLite file. With `key`, a row per key that the last value replaces, and a value None deletes;
     without, every value is inserted. `value` is the type of the values where the topology cannot tell it."""
 
@@ -44,10 +45,6 @@ class SQLite:
         self._name = name or re.sub(r"[^a-zA-Z0-9._-]", "-", table)
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def table(self) -> str:
         return self.original + self.suffix
 
@@ -62,19 +59,6 @@ class SQLite:
     @property
     def contract(self) -> Contract:
         return CONTRACT
-
-    @property
-    def key(self) -> tuple[str, ...] | None:
-        return self._key
-
-    def encode_key(self, value: object) -> bytes | None:
-        return None if self._key is None else encode_key(self._key, value)
-
-    def encode_deleted(self, key: object) -> bytes:
-        return encode_deleted(self._key, key, self.where)
-
-    def encode_value(self, value: object) -> bytes:
-        return encode_row(value)
 
     def renamed(self, suffix: str) -> SQLite:
         return SQLite(
