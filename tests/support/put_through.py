@@ -6,6 +6,7 @@ Nothing in it is written by hand but which of these belongs to which sink. What 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
@@ -163,14 +164,15 @@ def _known() -> dict[str, Known]:
 # --- what is there ---------------------------------------------------------------------------------------------------
 
 
-def collected() -> list[str]:
+@functools.cache
+def collected() -> tuple[str, ...]:
     """The ids of all tests, as pytest finds them (MongoDB's too, which `make proof` runs)."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     environ = {**os.environ, "FERRETDB": "build"}
     done = subprocess.run([*command, *COLLECTED], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
     found = [line for line in done.stdout.splitlines() if "::" in line and not line.startswith(("ERROR", " "))]
     assert done.returncode == 0 and len(found) > 1_000, f"{done.stdout[-2_000:]}{done.stderr[-2_000:]}"
-    return found
+    return tuple(found)
 
 
 def canaries(files: Sequence[str]) -> list[str]:
