@@ -171,6 +171,10 @@ class CutDelivery:
             stand |= {at: known.offset for at in unknown if (known := found.get(at)) is not None}
         return origin.waiting(self._log, stand, most)
 
+    def positions(self) -> Mapping[TopicPartition, int | None]:
+        """Of the partitions assigned here, the next offset to deliver; None where no claim says it."""
+        return {at: lane.progress.position if lane.progress else None for at, lane in self._lanes.items()}
+
     # --- ports.Listener: called from within poll ----------------------------------------------------------------
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:

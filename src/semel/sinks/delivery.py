@@ -152,6 +152,10 @@ class Delivery:
             stand |= {at: known.offset for at in unknown if (known := found.get(at)) is not None}
         return origin.waiting(self._log, stand, most)
 
+    def positions(self) -> Mapping[TopicPartition, int | None]:
+        """Of the partitions assigned here, the next offset to deliver; None where no claim says it."""
+        return {at: None if lane.claim is None else lane.position for at, lane in self._lanes.items()}
+
     # --- ports.Listener: called from within poll ----------------------------------------------------------------
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
