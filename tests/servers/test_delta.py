@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ class TestDeltaOnS3:
 
     @pytest.fixture
     def subject(self, seaweed: SeaweedProcess) -> Subject:
-        return subjects.delta_s3_subject(subjects.delta_s3_keyed, seaweed.port, lambda: None)
+        made = subjects.delta_s3_subject(subjects.delta_s3_keyed, seaweed.port, lambda: None)
+        return replace(made, hand_over_s=20.0)  # there is no lock: time for the successor's commits
 
     def test_a_process_that_comes_back_late_has_no_effect(self, subject: Subject) -> None:
         run(subject, processes.zombies)

@@ -19,7 +19,7 @@ SHORT: dict[str, tuple[int, tuple[str, ...]]] = {
     "two-phase": (30, ()),
     "xa+objects+multipart+files": (12, ()),
     "http": (16, ()),  # with fewer no zombie is among the faults, and none refused is unknown
-    "kafka-topic+clickhouse+clickhouse-appended+prometheus": (16, ()),
+    "kafka-topic+clickhouse+clickhouse-appended+prometheus": (12, ()),
 }
 # How rows are compared, where it is more than rows: the topics of a bridge record by record, deletes too.
 KINDS = dict.fromkeys(("sink bridged", "sink bridged-by-field"), "sink, records by key and order")
