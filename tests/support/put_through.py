@@ -6,6 +6,7 @@ Nothing in it is written by hand but which of these belongs to which sink. What 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
@@ -198,7 +199,8 @@ def _known() -> dict[str, Known]:
 # --- what is there ---------------------------------------------------------------------------------------------------
 
 
-def collected() -> list[str]:
+@functools.cache
+def collected() -> Sequence[str]:
     """The ids of all tests, as pytest finds them (MongoDB's too, which `make proof` runs)."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     environ = {**os.environ, "FERRETDB": "build"}
