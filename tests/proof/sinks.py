@@ -43,6 +43,8 @@ TOGETHER = (
     "files",
     "opensearch+http",
     "redis+valkey",
+    "kafka-topic",
+    "clickhouse+clickhouse-appended+prometheus",
     "sources",
     "sources-embedded",
     "sources-kafka",

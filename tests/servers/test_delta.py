@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from semel.ports import Done, Fenced, NotDone, Outcome, Step, Unknown
 from semel.sinks import DeltaLake
 from semel.sinks import delta_connection as under
 from semel.sinks.sink import Diverged, RowRefused, SinkError
-from semel.testing import trials
+from semel.testing import processes, trials
 from semel.testing.contracts import ContractTests, Refused, Subject, run
 from tests.servers import lake_subjects as subjects
 from tests.sinks.conftest import MakeSink
@@ -102,6 +103,26 @@ def test_the_kit_on_appended_rows(tmp_path: Path) -> None:
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess]:
     with SeaweedProcess(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
+
+
+class TestDeltaOnS3:
+    """By key, in processes; the trials in one process are below."""
+
+    @pytest.fixture
+    def subject(self, seaweed: SeaweedProcess) -> Subject:
+        made = subjects.delta_s3_subject(subjects.delta_s3_keyed, seaweed.port, lambda: None)
+        return replace(made, hand_over_s=20.0)  # there is no lock: time for the successor's commits
+
+    def test_a_process_that_comes_back_late_has_no_effect(self, subject: Subject) -> None:
+        run(subject, processes.zombies)
+
+    @pytest.mark.proof
+    def test_killed_at_every_step_twice(self, subject: Subject) -> None:
+        run(subject, processes.crashes)
+
+    @pytest.mark.proof
+    def test_a_process_that_stops_holds_nobody_up(self, subject: Subject) -> None:
+        run(subject, processes.paused)
 
 
 @pytest.mark.parametrize("make", [subjects.delta_s3_keyed, subjects.delta_s3_appended], ids=["keyed", "appended"])

@@ -182,6 +182,7 @@ def _no_init(self: Any, lane: Any, at: TopicPartition, key: bytes) -> Any:
         ("_taken_over", _read_before_it_is_initialised, ("torn",)),
         ("_taken_over", _no_init, ("zombie",)),
     ],
+    ids=["position in another transaction", "position read before the id is initialised", "an id per start"],
 )
 def test_a_mistake_in_the_transaction_is_found(
     name: str, mistake: Any, found_by: tuple[str, ...], broker: Target, monkeypatch: pytest.MonkeyPatch
@@ -243,7 +244,7 @@ class Torn(Exception):
     """Stands for the end of the owner's process."""
 
 
-@pytest.mark.parametrize("planted", [False, True], ids=["as-it-is", "planted"])
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "B1: lost connections do not count"])
 def test_a_late_end_of_transaction_tears_nothing(
     planted: bool, make_sink: MakeSink, kafka: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,71 @@ def a_running_request(place: Place, stack: contextlib.ExitStack) -> None:
     connection.execute("BEGIN IMMEDIATE")
 
 
+def clickhouse(place: Place, *statements: str) -> None:
+    from tests.servers.clickhouse_subjects import asked
+
+    for statement in statements:
+        asked(place.environ["EVERY_CLICKHOUSE"], statement)
+
+
+def a_clickhouse_table(place: Place, stack: contextlib.ExitStack) -> None:
+    clickhouse(place, "CREATE TABLE left_behind (x Int64) ENGINE = MergeTree ORDER BY x")
+
+
+def a_clickhouse_view(place: Place, stack: contextlib.ExitStack) -> None:
+    clickhouse(place, "CREATE VIEW left_view AS SELECT x FROM left_behind")
+
+
+def a_detached_part(place: Place, stack: contextlib.ExitStack) -> None:
+    clickhouse(place, "INSERT INTO left_behind VALUES (1)", "ALTER TABLE left_behind DETACH PARTITION tuple()")
+
+
+def a_mutation(place: Place, stack: contextlib.ExitStack) -> None:
+    """One that nobody carries out."""
+    clickhouse(
+        place,
+        "SYSTEM STOP MERGES left_behind",
+        "INSERT INTO left_behind VALUES (2)",
+        "ALTER TABLE left_behind DELETE WHERE x = 2 SETTINGS mutations_sync = 0",
+    )
+
+
+def a_series(place: Place, stack: contextlib.ExitStack) -> None:
+    from semel.sinks.prometheus_connection import WRITES
+    from semel.sinks.prometheus_form import Sample, encoded
+
+    body = encoded([Sample(0, (("__name__", "left_behind"),), 5, 1.0)])
+    url = f"{place.environ['EVERY_PROMETHEUS']}/api/v1/write"
+    urllib.request.urlopen(urllib.request.Request(url, body, WRITES)).close()
+
+
+def a_topic(place: Place, stack: contextlib.ExitStack) -> None:
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    there = AdminClient({"bootstrap.servers": place.environ["EVERY_BROKER"]})
+    there.create_topics([NewTopic("left-behind", 1)])["left-behind"].result(10)
+
+
+def an_open_batch(place: Place, stack: contextlib.ExitStack) -> None:
+    """A transaction that nobody ends."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": place.environ["EVERY_BROKER"], "transactional.id": "left"})
+    producer.init_transactions(10)
+    producer.begin_transaction()
+    stack.callback(producer.abort_transaction, 10)
+    producer.produce("left-behind", b"x", partition=0)
+    producer.flush(10)
+
+
+def a_group(place: Place, stack: contextlib.ExitStack) -> None:
+    from confluent_kafka import Consumer, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": place.environ["EVERY_BROKER"], "group.id": "left"})
+    stack.callback(consumer.close)
+    consumer.commit(offsets=[TopicPartition("left-behind", 0, 0)], asynchronous=False)
+
+
 # Tried by test_opensearch.py, whose node takes long to start.
 IN_OPENSEARCH: list[tuple[Plant, str]] = [
     (an_index, "index left-behind"),
@@ -225,6 +291,24 @@ PLANTS: dict[str, tuple[campaigns.System, list[tuple[Plant, str]]]] = {
     ),
     "redis": (campaigns.redis, [(a_client, "session"), (a_key, "key left")]),
     "receiver": (campaigns.receiver, [(a_running_request, "lock: ")]),
+    "clickhouse": (
+        campaigns.clickhouse,
+        [
+            (a_clickhouse_table, "table default.left_behind"),
+            (a_clickhouse_view, "table default.left_view"),
+            (a_detached_part, "detached part default.left_behind"),
+            (a_mutation, "mutation default.left_behind"),
+        ],
+    ),
+    "prometheus": (campaigns.prometheus, [(a_series, 'series {"__name__": "left_behind"}')]),
+    "kafka": (
+        campaigns.other_broker,
+        [
+            (a_topic, "topic left-behind"),
+            (an_open_batch, "open transaction: left-behind-0"),
+            (a_group, "group left"),
+        ],
+    ),
 }
 
 

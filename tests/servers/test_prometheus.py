@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import select
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -198,6 +199,21 @@ def test_the_window_is_what_the_server_keeps(tmp_path: Path, server: PrometheusP
         assert "never late" in " ".join(connection.notes())
     with pytest.raises(SinkError, match="enable-remote-write-receiver"):
         opened(made(server, url=f"{server.url}/elsewhere"))
+
+
+def test_a_connection_that_the_server_has_closed_is_not_used(tmp_path: Path) -> None:
+    """Prometheus closes what was idle for five minutes (here less). A request over that connection would be unknown,
+    and reading back what is there would fail: after ten minutes of kills `semel verify` ended with a broken pipe."""
+    with PrometheusProcess(tmp_path, options=["--web.read-timeout=200ms"]) as brief:
+        sink = made(brief)
+        connection: Any = opened(sink)
+        claim = claimed(connection, sink)
+        for number in range(2):
+            assert connection.write(claim, number, number + 1, "r", rows(sink, [Total("a", number)], number)) == Done()
+            closed = select.poll()
+            closed.register(connection._made.sock, select.POLLIN)
+            assert closed.poll(10_000), "it was not closed: nothing was tried"
+        assert held(connection) == [("a", 0.0), ("a", 1.0)]
 
 
 def test_a_second_value_at_a_stamp_is_refused(tolerant: PrometheusProcess) -> None:

@@ -21,7 +21,7 @@ from semel.ports import Done, Fenced, NotDone, Step, Unknown
 from semel.sinks import Redis, redis_connection
 from semel.sinks.redis import address_of
 from semel.sinks.sink import Diverged, RowRefused, SinkError
-from semel.testing import trials
+from semel.testing import processes, trials
 from semel.testing.contracts import IN_PROCESS, ContractTests, Refused, Subject, run
 from semel.testing.proxy import TcpProxy
 from semel.testing.subject import Counting
@@ -54,6 +54,24 @@ class TestRedis(ContractTests):
     @pytest.fixture
     def subject(self, redis_: RedisProcess) -> Subject:
         return subjects.subject(subjects.hashes, redis_)
+
+
+class TestValkey:
+    """Strings on Valkey, in processes; the trials in one process are below."""
+
+    @pytest.fixture
+    def subject(self, valkey: RedisProcess) -> Subject:
+        return subjects.subject(subjects.strings, valkey)
+
+    def test_killed_at_every_step_twice(self, subject: Subject) -> None:
+        run(subject, processes.crashes)
+
+    def test_a_process_that_comes_back_late_has_no_effect(self, subject: Subject) -> None:
+        run(subject, processes.zombies)
+
+    @pytest.mark.proof
+    def test_a_process_that_stops_holds_nobody_up(self, subject: Subject) -> None:
+        run(subject, processes.paused)
 
 
 @pytest.mark.parametrize("trial", IN_PROCESS, ids=lambda trial: trial.__name__)

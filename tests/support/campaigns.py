@@ -28,6 +28,7 @@ from typing import Any
 from semel.ports import Step
 from semel.sinks.redis_scripts import ROWS
 from semel.testing.proxy import TcpProxy
+from semel.verify.schedule import SINK_STEPS
 from tests.support import inventories
 from tests.support.planted import ROOT
 
@@ -37,11 +38,15 @@ FINISHING = "finishing the rest of the input"  # verify says it when the storm i
 
 @dataclass(frozen=True)
 class Wire:
-    """A system on 127.0.0.1:`port`, whose address is in `variable`. `at(port)`: its address elsewhere."""
+    """A system on 127.0.0.1:`port`, whose address is in `variable`. `at(port)`: its address elsewhere. `answered`: its
+    requests come in pieces, so an answer is lost when it comes, not when the needle has passed. `through`: the proxy
+    that is in front of it anyway, because it tells its clients where they find it."""
 
     variable: str
     port: int
     at: Callable[[int], str]
+    answered: bool = False
+    through: TcpProxy | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,10 @@ class Result:
     refused_by_the_sink: int = 0  # hits of fenced.sink and stale.sink, over all processes
     lost_requests: int = 0
     lost_answers: int = 0
+    unharmed: list[str] = field(default_factory=list)  # wires on which something was to be lost, and nothing was
     rows: dict[str, int] = field(default_factory=dict)  # by output, in the end
+    kinds: dict[str, str] = field(default_factory=dict)  # by output: how it was compared
+    never: list[str] = field(default_factory=list)  # steps of a delivery that no process reached
     lost: int = 0
     repeated: int = 0
     wrong: int = 0
@@ -127,6 +135,7 @@ def run(
         before = place.look()
         _verify(campaign, environ, folder, result, losers)
         result.lost_requests, result.lost_answers = sum(o.requests for o in losers), sum(o.answers for o in losers)
+        result.unharmed = [one.wire.variable for one in losers if not one.requests + one.answers]
         result.left = inventories.left(before, place.look)
         result.left += inventories.left(set(), lambda: inventories.processes(mark))
         result.left += sorted(inventories.files(folder / "tmp"))
@@ -178,6 +187,8 @@ def _verify(
     for what in ("lost", "repeated", "wrong"):
         setattr(result, what, sum(output[what] for output in report["outputs"].values()))
     result.rows = {name: report["outputs"].get(name, {}).get("present", 0) for name in campaign.wanted}
+    result.kinds = {name: report["outputs"].get(name, {}).get("kind", "") for name in campaign.wanted}
+    result.never = [step.value for step in SINK_STEPS if not steps.get(step.value)]
     empty = [name for name, count in result.rows.items() if not count]
     if empty:
         result.verdict = "unknown"
@@ -188,7 +199,8 @@ class Loser:
     """Between the workers and their sink: now a request that commits does not arrive, now its answer is lost."""
 
     def __init__(self, wire: Wire, needles: Sequence[bytes]) -> None:
-        self.wire, self.proxy = wire, TcpProxy(wire.port)
+        self.wire, self.proxy = wire, wire.through or TcpProxy(wire.port)
+        self._answer = self.proxy.lose_answer_when_it_comes if wire.answered else self.proxy.lose_answer
         self.requests = self.answers = 0
         self._needles = itertools.cycle(needles)
         self._begun, self._resting = threading.Event(), threading.Event()
@@ -198,7 +210,7 @@ class Loser:
         self._begun.wait()
         while not self._resting.wait(LOSE_EVERY_S):
             seen, answer = self.proxy.cuts, self.answers <= self.requests
-            (self.proxy.lose_answer if answer else self.proxy.lose_request)(next(self._needles))
+            (self._answer if answer else self.proxy.lose_request)(next(self._needles))
             given_up = time.monotonic() + 2 * LOSE_EVERY_S
             while self.proxy.cuts == seen and time.monotonic() < given_up and not self._resting.wait(0.05):
                 pass
@@ -223,7 +235,8 @@ class Loser:
 
     def __exit__(self, *exc: object) -> None:
         self.rest()
-        self.proxy.close()
+        if self.wire.through is None:
+            self.proxy.close()
 
 
 # --- the systems -----------------------------------------------------------------------------------------------------
@@ -357,6 +370,71 @@ def mongodb(folder: Path) -> Iterator[Place]:
         yield Place({"EVERY_MONGODB": server.url}, lambda: inventories.mongodb(server.url), (wire,))
 
 
+@contextlib.contextmanager
+def clickhouse(folder: Path) -> Iterator[Place]:
+    from tests.support.clickhouse import ClickHouseProcess
+
+    with ClickHouseProcess(folder / "clickhouse", merges=True) as server:
+        wire = Wire("EVERY_CLICKHOUSE", server.port, lambda port: f"http://127.0.0.1:{port}/default", answered=True)
+        yield Place({"EVERY_CLICKHOUSE": server.url}, lambda: inventories.clickhouse(server.url), (wire,))
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path) -> Iterator[Place]:
+    from tests.support.prometheus import PrometheusProcess
+
+    with PrometheusProcess(folder / "prometheus") as server:
+        wire = Wire("EVERY_PROMETHEUS", server.port, lambda port: f"http://127.0.0.1:{port}", answered=True)
+        # Equal samples are one: a record that came twice, as those of a small sample do, would prove nothing.
+        environ = {"EVERY_PROMETHEUS": server.url, "EVERY_ORDERS": "300000"}
+        yield Place(environ, lambda: inventories.prometheus(server.url), (wire,))
+
+
+@contextlib.contextmanager
+def other_kafka(folder: Path) -> Iterator[Place]:
+    """Apache Kafka as a target. It tells its clients the proxy's address, so everybody goes through that."""
+    from tests.servers.kafka_subjects import KEEPING, ready
+    from tests.support.kafka import KafkaProcess
+
+    kafka = KafkaProcess(folder / "other-kafka", props=KEEPING)
+    with _in_front("EVERY_KAFKA", kafka.port) as place:
+        kafka.props["advertised.listeners"] = f"PLAINTEXT://{place.environ['EVERY_KAFKA']}"
+        with kafka:
+            ready(place.environ["EVERY_KAFKA"])
+            yield place
+
+
+@contextlib.contextmanager
+def other_broker(folder: Path) -> Iterator[Place]:
+    """`semel broker` as a target, beside the one that is the log."""
+    from semel.host.free_port import free_port
+    from tests.support.broker import BrokerProcess
+
+    port = free_port()
+    with (
+        _in_front("EVERY_BROKER", port) as place,
+        BrokerProcess(folder / "other-broker", port, advertise=place.environ["EVERY_BROKER"]),
+    ):
+        yield place
+
+
+@contextlib.contextmanager
+def _in_front(variable: str, port: int) -> Iterator[Place]:
+    proxy = TcpProxy(port)
+    try:
+        address = f"127.0.0.1:{proxy.port}"
+        wire = Wire(variable, port, lambda port: f"127.0.0.1:{port}", through=proxy)
+        yield Place({variable: address}, lambda: inventories.kafka(address), (wire,))
+    finally:
+        proxy.close()
+
+
+@contextlib.contextmanager
+def clusters(folder: Path) -> Iterator[Place]:
+    with together(folder, [other_kafka, other_broker]) as place:
+        yield place
+
+
 SOURCE_TABLES = (
     "CREATE TABLE events (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer text, amount bigint)",
     "CREATE TABLE items (id bigint PRIMARY KEY, customer text, amount bigint)",
@@ -409,8 +487,10 @@ def _commits(system: str, *needles: bytes) -> tuple[tuple[str, bytes], ...]:
 
 
 SCRIPT = hashlib.sha1(ROWS.encode()).hexdigest().encode()  # Redis is asked for it by its name
+END_TXN = b"\x00\x1a\x00\x01\x00\x00"  # key 26, version 1, and the half of a correlation id that stays 0
 COMMIT = _commits("POSTGRES", b"COMMIT")
 PUT = _commits("S3", b"PUT /semel-test/every")
+INSERT = _commits("CLICKHOUSE", b"INSERT INTO")
 SINKS = {
     "postgres": Campaign("Postgres", postgres, ("postgres-each", "postgres-latest"), needles=COMMIT),
     "versioned": Campaign("PostgresVersioned", postgres, ("versioned",), needles=COMMIT),
@@ -442,6 +522,15 @@ SINKS = {
     "valkey": Campaign("Redis on Valkey", valkey, ("valkey",), needles=_commits("VALKEY", SCRIPT)),
     "opensearch": Campaign(
         "OpenSearch", opensearch, ("opensearch",), needles=_commits("OPENSEARCH", b'"version_type":"external"')
+    ),
+    "kafka-topic": Campaign(
+        "KafkaTopic", clusters, ("bridged", "bridged-by-field"),
+        needles=_commits("KAFKA", END_TXN) + _commits("BROKER", END_TXN),
+    ),
+    "clickhouse": Campaign("ClickHouse (chdb behind HTTP)", clickhouse, ("tokens",), needles=INSERT),
+    "clickhouse-appended": Campaign("ClickHouseAppended (chdb behind HTTP)", clickhouse, ("events",), needles=INSERT),
+    "prometheus": Campaign(
+        "Prometheus", prometheus, ("samples",), needles=_commits("PROMETHEUS", b"Remote-Write-Version")
     ),
 }  # fmt: skip
 # A Go build: only where it is asked for.

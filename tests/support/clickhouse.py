@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[2]
 class ClickHouseProcess:
     """The port is chosen once and kept over restarts; `kill` is SIGKILL."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, *, merges: bool = False) -> None:
+        """`merges`: parts are merged, as a server does it. Without, a table takes 3,000 inserts and no more."""
+        self.folder, self.port, self._merges = folder, free_port(), ["merges"] if merges else []
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -40,7 +41,8 @@ class ClickHouseProcess:
         log = self.folder / "log"
         with log.open("ab") as said:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.clickhouse_serving", str(self.folder / "data"), str(self.port)],
+                [sys.executable, "-m", "tests.support.clickhouse_serving", str(self.folder / "data"), str(self.port),
+                 *self._merges],
                 cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL, stdout=said, stderr=said,
             )  # fmt: skip

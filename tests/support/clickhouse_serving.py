@@ -1,4 +1,4 @@
-"""ClickHouse's HTTP interface over chdb, in a process of its own: `clickhouse_serving.py FOLDER PORT`.
+"""ClickHouse's HTTP interface over chdb, in a process of its own: `clickhouse_serving.py FOLDER PORT [merges]`.
 
 The engine is ClickHouse itself, in process (chdb); only the few lines of HTTP around it are ours: a statement in the
 body or in `query`, settings in the address, Native in both directions, `X-ClickHouse-Exception-Code` on an error. One
@@ -26,11 +26,11 @@ FORMAT = re.compile(r"\bFORMAT\s+(\w+)\s*$", re.IGNORECASE)
 
 
 class Engine:
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, merges: bool) -> None:
         self.connection = chdb.connect(folder)
         self.lock = threading.Lock()
-        # Repeats that are stored are counted by tests: nothing removes them behind their back.
-        self.connection.query("SYSTEM STOP MERGES")
+        if not merges:  # repeats that are stored are counted by tests: nothing removes them behind their back
+            self.connection.query("SYSTEM STOP MERGES")
 
     def run(self, sql: bytes, parameters: dict[str, str]) -> tuple[bytes, str]:
         settings = {name: value for name, value in parameters.items() if name not in OWN}
@@ -121,4 +121,4 @@ class Server(ThreadingHTTPServer):
 
 if __name__ == "__main__":
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
-    Server(("127.0.0.1", int(sys.argv[2])), handler_of(Engine(sys.argv[1]))).serve_forever()
+    Server(("127.0.0.1", int(sys.argv[2])), handler_of(Engine(sys.argv[1], sys.argv[3:] == ["merges"]))).serve_forever()

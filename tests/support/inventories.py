@@ -8,12 +8,15 @@ Each kind of orphan is planted in `tests/servers/test_orphans.py`.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg
 
@@ -162,6 +165,59 @@ def mongodb(url: str) -> set[str]:
     with pymongo.MongoClient(url) as client:  # type: ignore[var-annotated]
         names = client.list_database_names()
         return {f"collection {base}.{one}" for base in names for one in client[base].list_collection_names()}
+
+
+CLICKHOUSE = {
+    "table": "database || '.' || name FROM system.tables WHERE database NOT IN "
+    "('system', 'INFORMATION_SCHEMA', 'information_schema')",
+    "database": "name FROM system.databases",
+    "detached part": "database || '.' || table || ' ' || name FROM system.detached_parts",
+    "mutation": "database || '.' || table || ' ' || command FROM system.mutations WHERE NOT is_done",
+}
+
+
+def clickhouse(url: str) -> set[str]:
+    from tests.servers.clickhouse_subjects import asked
+
+    every = " UNION ALL ".join(f"SELECT '{kind}', {query}" for kind, query in CLICKHOUSE.items())
+    return {f"{kind} {name}" for kind, name in asked(url, every)}
+
+
+def prometheus(url: str) -> set[str]:
+    """Every series with a sample, of any time. (/api/v1/series names those that were deleted for hours: until the
+    head is cut, 2.42 keeps the names of what has no sample any more.)"""
+    last_s = int(time.time()) + 86_400
+    asked = urlencode({"query": f'last_over_time({{__name__=~".+"}}[{last_s}s])', "time": last_s})
+    with urllib.request.urlopen(f"{url}/api/v1/query?{asked}") as answer:
+        found = json.load(answer)["data"]["result"]
+    return {f"series {json.dumps(one['metric'], sort_keys=True)}" for one in found}
+
+
+def kafka(address: str) -> set[str]:
+    """Topics and groups (but those that a cluster keeps for itself), and what nobody has committed or aborted. Ids of
+    transactions are not listed: a cluster forgets them a week after their last one."""
+    from confluent_kafka import KafkaException
+
+    deadline = time.monotonic() + SETTLE_S  # whoever asks first makes a cluster make its own topics
+    while True:
+        try:
+            return _kafka(address)
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
+def _kafka(address: str) -> set[str]:
+    from confluent_kafka.admin import AdminClient
+
+    from tests.servers.kafka_subjects import open_transactions
+
+    there = AdminClient({"bootstrap.servers": address, "log_level": 0})
+    found = {f"topic {name}" for name in there.list_topics(timeout=10).topics if not name.startswith("__")}
+    groups = there.list_consumer_groups(request_timeout=10).result()
+    found |= {f"group {one.group_id}" for one in groups.valid}
+    return found | {f"open transaction: {one}" for one in open_transactions(address, "")}
 
 
 def receiver(database: Path) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import select
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -198,6 +199,8 @@ class PrometheusConnection:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, Mapping[str, str], bytes]:
         url = self._sink.address
+        if self._made is not None and _closed(self._made):
+            self.close()
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
         try:
             if self._made is None:
@@ -267,6 +270,16 @@ class PrometheusConnection:
         asked = urlencode({"match[]": f'{{{NAME}="{self._sink.metric}"}}'})
         with suppress(_Away):
             self._exchange("POST", f"/api/v1/admin/tsdb/delete_series?{asked}", {}, b"")
+
+
+def _closed(connection: http.client.HTTPConnection) -> bool:
+    """By the server, while nothing was asked (Prometheus does it after five minutes): there is something to read, and
+    nothing that we would want. A request over it would be one of which nobody knows whether it arrived."""
+    if connection.sock is None:
+        return True
+    waited = select.poll()  # select() knows no descriptor above 1,023
+    waited.register(connection.sock, select.POLLIN)
+    return bool(waited.poll(0))
 
 
 def _told(body: bytes) -> str:

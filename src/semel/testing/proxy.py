@@ -28,10 +28,12 @@ class TcpProxy:
 
     def lose_request(self, needle: bytes) -> None:
         """The next request with these bytes never arrives: both ends see a lost connection."""
+        self._await = False
         self._needle, self._forward = needle, False
 
     def lose_answer(self, needle: bytes) -> None:
         """The next request with these bytes arrives and has its effect; its answer does not come back."""
+        self._await = False
         self._needle, self._forward = needle, True
 
     def lose_answer_when_it_comes(self, needle: bytes) -> None:

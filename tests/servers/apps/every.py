@@ -12,10 +12,13 @@ from msgspec import Struct
 from semel import App, Builder, Topic
 from semel.sinks import (
     HTTP,
+    ClickHouse,
+    ClickHouseAppended,
     DeltaLake,
     DuckDB,
     Files,
     Iceberg,
+    KafkaTopic,
     MariaDB,
     MariaDBTwoPhase,
     MongoDB,
@@ -26,6 +29,7 @@ from semel.sinks import (
     PostgresAppended,
     PostgresTwoPhase,
     PostgresVersioned,
+    Prometheus,
     Redis,
     SQLite,
 )
@@ -91,7 +95,19 @@ SINKS: dict[str, Callable[[str], Any]] = {
     "valkey": lambda name: Redis(at("VALKEY"), "latest", key="customer", form="json", name=name),
     "opensearch": lambda name: OpenSearch(at("OPENSEARCH"), "latest", key="customer", name=name),
     "mongodb": lambda name: MongoDB(at("MONGODB"), "latest", key="customer", name=name),
+    "bridged": lambda name: KafkaTopic(f"kafka://{at('KAFKA')}", "orders", name=name, partitions=3),
+    "bridged-by-field": lambda name: KafkaTopic(f"kafka://{at('BROKER')}", "orders", key="customer", name=name),
+    "tokens": lambda name: ClickHouse(at("CLICKHOUSE"), "orders", seconds=0.1, name=name),
+    "events": lambda name: ClickHouseAppended(at("CLICKHOUSE"), "events", seconds=0.1, name=name),
+    # The number is a total that grows, and stands for the time, too: each sample is another one.
+    "samples": lambda name: Prometheus(
+        at("PROMETHEUS"), "last_order", value="amount", labels=["customer"], at="number", name=name
+    ),
 }
+
+
+def with_deletes(key: str, o: Order) -> Order | None:
+    return None if o.number % 23 == 0 else o
 
 
 def build(b: Builder) -> None:
@@ -100,12 +116,14 @@ def build(b: Builder) -> None:
         sink = SINKS[name](name)
         if isinstance(sink, HTTP):
             read.map(lambda key, o: Entry(f"{o.customer}/{o.number}", o.number)).write(sink)
+        elif isinstance(sink, KafkaTopic):
+            read.map(with_deletes).write(sink)
         else:
             read.write(sink)
 
 
 def some_orders() -> dict[Topic[str, Order], list[tuple[str, Order]]]:
-    customers = [f"customer-{n % 17}" for n in range(10_000)]
+    customers = [f"customer-{n % 17}" for n in range(int(os.environ.get("EVERY_ORDERS", "10000")))]
     return {orders: [(c, Order(c, n, n % 101)) for n, c in enumerate(customers)]}
 
 
