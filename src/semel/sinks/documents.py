@@ -45,6 +45,7 @@ class Ready(Sequence[Document]):
 
     def __init__(self, ids: Sequence[str], names: tuple[str, ...], rows: Rows) -> None:
         self.ids, self.rows = ids, rows
+        self.keys, self.values = cast("Sequence[bytes]", rows.keys), cast("Sequence[bytes]", rows.values)
         self._names = names
 
     def __len__(self) -> int:
@@ -54,10 +55,7 @@ class Ready(Sequence[Document]):
         return list(self)[at]
 
     def __iter__(self) -> Iterator[Document]:
-        return map(
-            Document, self.rows.offsets, self.ids, repeat(self._names),
-            cast("Sequence[bytes]", self.rows.keys), cast("Sequence[bytes]", self.rows.values),
-        )  # fmt: skip
+        return map(Document, self.rows.offsets, self.ids, repeat(self._names), self.keys, self.values)
 
 
 @dataclass(frozen=True, slots=True)
