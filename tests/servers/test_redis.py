@@ -105,11 +105,11 @@ def _by_offset_alone(text: str) -> str:
 
 
 def _hard_deletes(text: str) -> str:
-    return text.replace("redis.call('DEL', KEYS[at - 1])", "redis.call('DEL', KEYS[at - 1], KEYS[at])")
+    return text.replace("redis.call('DEL', KEYS[row])\nend", "redis.call('DEL', KEYS[row], KEYS[count + row])\nend")
 
 
 def _half_of_it(text: str) -> str:
-    return text.replace("  if fresh then\n", "  if fresh and row ~= 2 then\n")
+    return text.replace("    if fresh then\n", "    if fresh and row ~= 2 then\n")
 
 
 @pytest.mark.parametrize(

@@ -504,6 +504,10 @@ def each(connection: psycopg.Connection[Any], query: sql.Composed, parameters: S
 _ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
+class Plain(tuple[str, ...]):
+    """Values of a column that are known to be texts without anything that COPY's text format escapes."""
+
+
 def copy_text(columns: Sequence[Sequence[object]]) -> str:
     """Rows, given by column, as COPY's text format takes them (PostgreSQL: COPY, File Formats). What is no text is
     written as `str` does, which must be what the column reads."""
@@ -512,6 +516,8 @@ def copy_text(columns: Sequence[Sequence[object]]) -> str:
 
 def _copied(values: Sequence[object]) -> Sequence[str]:
     texts: Sequence[str]
+    if isinstance(values, Plain):
+        return values
     try:
         texts, all_of_them = values, "".join(values)  # type: ignore[arg-type, assignment]
     except TypeError:
