@@ -29,7 +29,7 @@ from tests.servers import redis_subjects as subjects
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Altered, Planted
 from tests.sinks.test_delivery import EVER, OUTBOX, Worker
-from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, rows
+from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, renamed_goes_on, rows
 from tests.support.outboxlog import OutboxLog
 from tests.support.redis import DURABLE, RedisProcess, redis_server, valkey_server
 
@@ -161,6 +161,10 @@ def test_a_mistake_around_the_script_is_found(alter: Any, name: str, redis_: Red
 
 
 # --- versions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_sink_goes_on(make: MakeSink) -> None:
+    renamed_goes_on(make)
 
 
 def test_an_older_write_is_stale_and_no_error(make: MakeSink) -> None:

@@ -123,7 +123,7 @@ class OpenSearchConnection:
     def _incarnation(self, delivery: DeliveryId, log: LogIdentity) -> int:
         """Of the log that the positions of this delivery are of; the first one to come writes it down."""
         name = documents_moved.log_name(delivery.app, delivery.sink)
-        mine = {"topic_id": log.topic_id, "partitions": log.partitions, "incarnation": 1}
+        mine = {"topic_id": log.topic_id, "partitions": log.partitions}
         for _ in range(2):
             found = self._get(name)
             if found is not None:
@@ -133,8 +133,22 @@ class OpenSearchConnection:
                 if said.get(documents_moved.MOVING):
                     raise Diverged(positions.interrupted(self._sink.where, delivery.sink))
                 return int(said["incarnation"])
-            self._written(name, mine, op_type="create")
+            self._written(name, {**mine, "incarnation": self._first()}, op_type="create")
         raise Busy(f"{self._sink.where}: {name} comes and goes", unknown=False)
+
+    def _first(self) -> int:
+        """Above the incarnations of sinks of other names (this one was renamed, say): their offsets, in the versions of
+        what is there, mean nothing beside ours."""
+        asked = {"size": 10_000, "query": {"term": {HIDDEN: "position"}}}
+        for method, path, body in (
+            ("POST", f"/{self._sink.index}/_refresh", None),
+            ("POST", f"/{self._sink.index}/_search", asked),
+        ):
+            status, answer = self._http.exchange(method, path, body)
+            if status != 200:
+                raise refusal(self._sink, status, answer)
+        said = (hit["_source"][POSITION] for hit in answer["hits"]["hits"])
+        return 1 + max((int(one.get("incarnation", 0)) for one in said), default=0)
 
     def _lane(self, delivery: DeliveryId) -> _Lane | None:
         found = self._get(documents_moved.place_name(delivery))

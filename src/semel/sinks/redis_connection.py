@@ -75,7 +75,11 @@ class RedisConnection:
         return f"semel:mark:{self._sink.prefix}:{id}"
 
     def _positions(self, delivery: DeliveryId) -> str:
-        return f"semel:position:{self._sink.prefix}:{delivery.app}/{delivery.sink}"
+        return f"{self._positions_of_all}{delivery.app}/{delivery.sink}"
+
+    @property
+    def _positions_of_all(self) -> str:
+        return f"semel:position:{self._sink.prefix}:"
 
     @property
     def _form(self) -> str:
@@ -219,7 +223,9 @@ class RedisConnection:
     def _claim(self, delivery: DeliveryId, log: LogIdentity) -> Claim:
         key = self._positions(delivery)
         word, *said = self._script(
-            CLAIM, [key], [str(delivery.partition), log.topic_id, str(log.partitions), positions.here()]
+            CLAIM,
+            [key],
+            [str(delivery.partition), log.topic_id, str(log.partitions), positions.here(), str(self._first(key))],
         )
         texts = [one.decode() for one in said]
         if word == b"other":
@@ -227,6 +233,15 @@ class RedisConnection:
             positions.same_log(delivery, log, [other], self._sink.where)
         epoch, incarnation, position = (int(text) for text in texts[:3])
         return Claim(delivery, epoch=epoch, incarnation=incarnation, position=position, run=texts[3], log=log)
+
+    def _first(self, key: str) -> int:
+        """The incarnation of a delivery that was never here: above those of sinks of other names (this one was renamed,
+        say), whose offsets, in the marks of the rows, mean nothing beside ours. Looked for once in a sink's life."""
+        read = "return redis.call('HGET', KEYS[1], 'incarnation') or '0'"
+        if int(self._script(read, [key], [])):
+            return 1  # not new
+        there = [name.decode() for names in self._scanned(self._positions_of_all) for name in names]
+        return 1 + max((int(self._script(read, [name], [])) for name in there), default=0)
 
     # --- a batch ------------------------------------------------------------------------------------------------------
 

@@ -76,13 +76,13 @@ return {taken, ''}
 """
 )
 
-# KEYS: the positions of a delivery. ARGV: partition, topic id, partitions, holder.
+# KEYS: the positions of a delivery. ARGV: partition, topic id, partitions, holder, the incarnation of one that is new.
 CLAIM = """
 local K, P = KEYS[1], ARGV[1]
 local log = redis.call('HMGET', K, 'topic_id', 'partitions')
 if log[1] and (log[1] ~= ARGV[2] or log[2] ~= ARGV[3]) then return {'other', log[1], log[2]} end
 redis.call('HSET', K, 'topic_id', ARGV[2], 'partitions', ARGV[3], P .. '.holder', ARGV[4])
-redis.call('HSETNX', K, 'incarnation', '1')
+redis.call('HSETNX', K, 'incarnation', ARGV[5])
 local incarnation = redis.call('HGET', K, 'incarnation')
 -- What was said of another incarnation is no position in this one.
 if redis.call('HGET', K, P .. '.incarnation') ~= incarnation then
