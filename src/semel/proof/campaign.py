@@ -27,6 +27,7 @@ from semel.ports import NotDone, Step
 from semel.proof.embedded import EmbeddedStorm
 from semel.proof.processes import BrokerChild, Child, ProofError, semel_command
 from semel.proof.storm import Storm, storm_of
+from semel.proof.watching import Watching
 from semel.proof.world import RECORDS_PER_S, World, sink_connections
 from semel.sinks import DuckDB, SQLite
 from semel.streams import graph as g
@@ -47,6 +48,7 @@ from semel.verify.schedule import (
     schedule,
 )
 from semel.verify.verdict import Output, Promise, Report
+from semel.verify.watched import KIND as READ_MEANWHILE
 from semel.verify.workload import workload
 
 WORKERS = 2
@@ -121,6 +123,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     broker: BrokerChild | None = None
     workers: list[Child] = []
     world: World | None = None
+    watching: Watching | None = None
     sinks: dict[str, Any] = {}
     files = _new_files(graph)
     try:
@@ -164,6 +167,8 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             passed=world.passed,
             say=say,
         )
+        watching = Watching(graph, sinks)
+        watching.start()
         world.feed(RECORDS_PER_S)
         world.watch()
         unfinished = ""
@@ -185,10 +190,12 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
         for worker in workers:
             if (code := worker.leave()) != 0 and not unfinished:
                 storm.failures.append(f"{worker.name} left with exit code {code}:\n{worker.tail()}")
+        watching.end()
         committed = world.committed()
         outputs = world.feeding.reckon(committed) + reckon_input(graph, world.given, committed)
         outputs += reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
+        outputs += watching.reckon(committed, sinks)
         outputs += _left(graph, sinks)
         outputs.append(checkers.monotonic("positions over time", world.history))
         stored = _stored(sinks)
@@ -206,6 +213,8 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     finally:
         for worker in workers:
             worker.kill()
+        if watching is not None:
+            watching.end()
         _remove_all(sinks, files, say)
         if world is not None:
             if broker is None:
@@ -223,7 +232,7 @@ def verify(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
 def _so_far(output: Output) -> Output:
     """Of a run that did not finish: what is missing may only be late, and so may the last value of a key. A record that
     is there twice, or without a reason, is wrong all the same, and so is a position that went back."""
-    judged = output.kind in ("append", "monotonic") or "appended" in output.kind
+    judged = output.kind in ("append", "monotonic", READ_MEANWHILE) or "appended" in output.kind
     kept = output if judged else replace(output, repeated=0, wrong=0)
     return replace(kept, lost=0, unknown="the app did not finish its input")
 
@@ -237,6 +246,7 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     sinks: dict[str, Any] = {}
     files = _new_files(graph)
     storm: EmbeddedStorm | None = None
+    watching: Watching | None = None
     try:
         sinks = sink_connections(graph, prefix)
         _prepare(graph, sinks)
@@ -271,14 +281,18 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
             commit=_commit_step(asked.mode),
         )
         storm.prepare(given, slices=asked.crashes * 2 + 4)
+        watching = Watching(graph, sinks)
+        watching.start()
         storm.run()
         say(f"{storm.kills_worker} kills; finishing the rest of the input")
         storm.finish(storm.children[-1])
         hits = _hits(storm.children, None)
+        watching.end()
         committed = storm.committed()
         outputs = storm.feeding.reckon(committed) + reckon_input(graph, storm.given, committed)
         outputs += reckon(graph, committed)
         outputs += [reckon_sink(graph, name, committed, connection) for name, (_, connection) in sinks.items()]
+        outputs += watching.reckon(committed, sinks)
         stored = _stored(sinks)
         outputs += _left(graph, sinks)
         return Report(
@@ -296,6 +310,8 @@ def _on_embedded(app: App, asked: Asked, say: Callable[[str], None]) -> Report:
     finally:
         for child in storm.children if storm is not None else ():
             child.kill()
+        if watching is not None:
+            watching.end()
         if storm is not None:
             storm.feeding.drop()
         _remove_all(sinks, files, say)

@@ -28,6 +28,7 @@ from semel.streams.trace import ORIGIN, Taken, parse_taken
 from semel.verify import checkers
 from semel.verify.checkers import Entry
 from semel.verify.verdict import Output
+from semel.verify.watched import Written
 
 
 class Row(NamedTuple):
@@ -241,6 +242,29 @@ def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Con
         )
 
     return checkers.multiset(f"sink {name}", kind, expected, present, records)
+
+
+def history(
+    graph: g.Graph, name: str, committed: Committed, connection: Connection
+) -> tuple[list[Written], Callable[[bytes], bytes]]:
+    """Every committed record for a sink as the sink shows it, and the key of a row it shows."""
+    sink = graph.sinks[name]
+    outbox = next(w.outbox for w in graph.writes() if w.sink is not None and w.sink.name == name)
+    entries = committed.topic(outbox)
+    shown: dict[bytes | None, bytes] = {}  # the row's key by the record's: a delete has no row to tell it
+
+    def key_of(row: bytes) -> bytes:
+        return b"" if sink.key is None else _columns(row, sink.key)
+
+    rows = [None if e.value is None else connection.canonical(e.value) for e in entries]
+    for entry, row in zip(entries, rows, strict=True):
+        if row is not None:
+            shown.setdefault(entry.key, key_of(row))
+    found = []
+    for entry, row in zip(entries, rows, strict=True):
+        partition, _, offset = entry.where.rpartition("@")
+        found.append(Written(partition, int(offset), shown.get(entry.key, b""), row))
+    return found, key_of
 
 
 def untried(graph: g.Graph, committed: Committed) -> list[str]:
