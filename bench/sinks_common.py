@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bench.table import ratios, spread
-from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Row
+from semel.contract import Attempt, Claim, DeliveryId, LogIdentity, Rows
 from semel.ports import Done, NoSteps
 
 ROWS = int(os.environ.get("ROWS", "100000"))
@@ -105,9 +105,11 @@ class Ours:
         assert isinstance(claim, Claim), claim
         self.claim, self.at = claim, max(claim.position, 0)
 
-    def write(self, batch: list[tuple[bytes | None, bytes]]) -> None:
-        start, end = self.at, self.at + len(batch)
-        rows = [Row(start + n, 1_000, key, value) for n, (key, value) in enumerate(batch)]
+    def write(self, batch: tuple[list[bytes | None], list[bytes | None]]) -> None:
+        """Keys and values, in columns: as a log's poll gives them to a delivery."""
+        keys, values = batch
+        start, end = self.at, self.at + len(keys)
+        rows = Rows(range(start, end), [1_000] * len(keys), keys, values)
         if self.prepares:
             attempt = Attempt(start, 1, end)
             outcome = self.connection.prepare_cut(self.claim, attempt, RUN, rows)
@@ -133,10 +135,10 @@ def measure(made: Made, rounds: int) -> tuple[Figures, Figures]:
     ours, theirs = Ours(made.sink), made.peer()
     count = max(made.batch, made.rows * ROWS // 100_000 // made.batch * made.batch)
     encoded = values(count)
-    keyed = [(made.sink.encode_key(decode(value)), value) for value in encoded]  # as they lie in the outbox
+    keys = [made.sink.encode_key(decode(value)) for value in encoded]  # as they lie in the outbox
     starts = range(0, count, made.batch)
     batches: Mapping[bool, list[Any]] = {
-        True: [keyed[at : at + made.batch] for at in starts],
+        True: [(keys[at : at + made.batch], encoded[at : at + made.batch]) for at in starts],
         False: [encoded[at : at + made.batch] for at in starts],
     }
     found: dict[bool, Figures] = defaultdict(lambda: Figures([], []))

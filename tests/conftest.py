@@ -22,6 +22,8 @@ PROOF = (
     "servers/test_canaries.py::test_without_it_the_same_run_holds",
     "servers/test_operating.py::kafka",
     "servers/test_objects.py::test_on_apache_kafka",
+    "servers/test_objects.py::test_verify_holds[broker]",
+    "servers/test_kafka_topic.py::test_by_a_field_of_the_value",
     "servers/test_verify_sources.py::test_sources_hold_on_an_embedded_log",
     "servers/test_verify_sources.py::test_sources_hold_on_apache_kafka",
 )

@@ -54,6 +54,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 }
 # What single files may import beyond their room: a system's sink its client, the app its host (inside `run` only).
 GUESTS: dict[str, set[str]] = {
+    "host/metrics.py": {"prometheus_client"},
     "sinks/dedup_duckdb.py": {"duckdb"},
     "sinks/dedup_parquet.py": {"pyarrow"},
     "sinks/dedup_postgres.py": {"psycopg"},

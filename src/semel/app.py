@@ -74,11 +74,19 @@ class App:
             self._graph = builder.build()
         return self._graph
 
-    def run(self, url: str = "embedded:./data", *, mode: Mode | str = Mode.EXACTLY_ONCE, workers: int = 1) -> None:
-        """Runs until Ctrl-C or SIGTERM, which commit and leave. `url`: `embedded:DIR` or `kafka://HOST:PORT`."""
+    def run(
+        self,
+        url: str = "embedded:./data",
+        *,
+        mode: Mode | str = Mode.EXACTLY_ONCE,
+        workers: int = 1,
+        metrics: str | None = None,
+    ) -> None:
+        """Runs until Ctrl-C or SIGTERM, which commit and leave. `url`: `embedded:DIR` or `kafka://HOST:PORT`.
+        `metrics`: `[HOST:]PORT`, where Prometheus finds what is counted."""
         from semel.host.worker import run_app
 
-        run_app(self, url, Mode(mode), workers)
+        run_app(self, url, Mode(mode), workers, metrics=metrics)
 
 
 Records = Mapping[Topic[Any, Any], Iterable[tuple[Any, Any]]]

@@ -10,8 +10,10 @@ Invariant: every field can be tried. `semel.testing.contracts` refuses a sink th
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import overload
 
 from msgspec import Struct
 
@@ -297,3 +299,59 @@ class Row(Struct, frozen=True, gc=False):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+
+
+class Rows(Sequence[Row]):
+    """Committed records on their way out, in the order of their offsets, kept by column: a batch of thousands is handed
+    on, cut and decoded without an object for each. Whoever looks at one of them, or at each, gets a Row."""
+
+    __slots__ = ("keys", "offsets", "timestamps", "values")
+
+    def __init__(
+        self,
+        offsets: Sequence[int],
+        timestamps: Sequence[int],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+    ) -> None:
+        assert len(offsets) == len(timestamps) == len(keys) == len(values), (len(offsets), len(values))
+        self.offsets, self.timestamps, self.keys, self.values = offsets, timestamps, keys, values
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Rows:
+        """These rows by column; a third party's delivery may bring a list."""
+        if isinstance(rows, Rows):
+            return rows
+        return cls(
+            [row.offset for row in rows],
+            [row.timestamp_ms for row in rows],
+            [row.key for row in rows],
+            [row.value for row in rows],
+        )
+
+    def extend(self, more: Rows) -> None:
+        """`more` after these, which were made of lists."""
+        for column in self.__slots__:
+            getattr(self, column).extend(getattr(more, column))
+
+    def at(self, places: Sequence[int]) -> Rows:
+        """Those at these places, in this order."""
+        columns = (self.offsets, self.timestamps, self.keys, self.values)
+        return Rows(*([column[place] for place in places] for column in columns))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> Rows: ...
+    def __getitem__(self, at: int | slice) -> Row | Rows:
+        found = self.offsets[at], self.timestamps[at], self.keys[at], self.values[at]
+        return Rows(*found) if isinstance(at, slice) else Row(*found)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(Row, self.offsets, self.timestamps, self.keys, self.values)
+
+    def __repr__(self) -> str:
+        return f"Rows({list(self)!r})"

@@ -24,7 +24,7 @@ from semel.testing.subject import Counting
 from tests.servers import mongodb_subjects as subjects
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Altered, Planted
-from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, rows
+from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, renamed_goes_on, rows
 from tests.support.ferretdb import FerretProcess
 
 if os.environ.get("FERRETDB") != "build":
@@ -137,6 +137,10 @@ def test_a_mistake_is_found(alter: Any, names: tuple[str, ...], ferret: FerretPr
     for name in names:
         with pytest.raises((Refused, RowRefused)):  # refused: what is read back does not fit
             run(planted, getattr(trials, name))
+
+
+def test_a_renamed_sink_goes_on(make: MakeSink) -> None:
+    renamed_goes_on(make)
 
 
 def test_an_older_write_is_stale_and_no_error(make: MakeSink) -> None:

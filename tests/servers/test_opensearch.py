@@ -29,7 +29,7 @@ from tests.servers.opensearch_subjects import asked
 from tests.servers.test_orphans import IN_OPENSEARCH, found
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Altered, Planted
-from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, rows
+from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, renamed_goes_on, rows
 from tests.support import inventories
 from tests.support.campaigns import Place
 from tests.support.opensearch import OpenSearchProcess
@@ -224,6 +224,10 @@ def test_versions_grow_with_incarnation_and_offset() -> None:
     for beyond in ((2**15, 0), (1, 2**48)):
         with pytest.raises(SinkError, match="do not fit into a version"):
             version_of(*beyond)
+
+
+def test_a_renamed_sink_goes_on(make: MakeSink) -> None:
+    renamed_goes_on(make)
 
 
 def test_an_older_write_is_stale_and_no_error(make: MakeSink) -> None:

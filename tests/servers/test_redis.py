@@ -29,7 +29,7 @@ from tests.servers import redis_subjects as subjects
 from tests.sinks.conftest import MakeSink
 from tests.sinks.planted_sinks import Altered, Planted
 from tests.sinks.test_delivery import EVER, OUTBOX, Worker
-from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, rows
+from tests.sinks.values import Total, adopted, claimed, deleted, held, opened, renamed_goes_on, rows
 from tests.support.outboxlog import OutboxLog
 from tests.support.redis import DURABLE, RedisProcess, redis_server, valkey_server
 
@@ -106,11 +106,11 @@ def _by_offset_alone(text: str) -> str:
 
 
 def _hard_deletes(text: str) -> str:
-    return text.replace("redis.call('DEL', KEYS[at - 1])", "redis.call('DEL', KEYS[at - 1], KEYS[at])")
+    return text.replace("redis.call('DEL', KEYS[row])\nend", "redis.call('DEL', KEYS[row], KEYS[count + row])\nend")
 
 
 def _half_of_it(text: str) -> str:
-    return text.replace("  if fresh then\n", "  if fresh and row ~= 2 then\n")
+    return text.replace("    if fresh then\n", "    if fresh and row ~= 2 then\n")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,10 @@ def test_a_mistake_around_the_script_is_found(alter: Any, name: str, redis_: Red
 
 
 # --- versions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_sink_goes_on(make: MakeSink) -> None:
+    renamed_goes_on(make)
 
 
 def test_an_older_write_is_stale_and_no_error(make: MakeSink) -> None:

@@ -27,7 +27,7 @@ from tests.sinks.conftest import MakeSink, database
 from tests.sinks.naive import NaiveInsert
 from tests.sinks.planted_sinks import Altered, Planted, claiming
 from tests.sinks.test_delivery import EVER, OUTBOX, Worker
-from tests.sinks.values import Total, claimed, deleted, held, opened, rows, totals
+from tests.sinks.values import Total, claimed, deleted, held, opened, renamed_goes_on, rows, totals
 from tests.streams.test_worker import Machine, fill
 from tests.support.memlog import MemBroker
 from tests.support.outboxlog import OutboxLog
@@ -250,6 +250,10 @@ def test_an_older_write_does_not_bring_a_deleted_row_back(make: MakeSink) -> Non
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_sink_goes_on(make: MakeSink) -> None:
+    renamed_goes_on(make)
 
 
 def test_an_older_write_is_stale_and_no_error(make: MakeSink) -> None:

@@ -60,3 +60,16 @@ def held(connection: SinkConnection) -> list[tuple[Any, ...]]:
 
 def totals(pairs: Iterable[tuple[str, int]]) -> list[tuple[Any, ...]]:
     return sorted(pairs)
+
+
+def renamed_goes_on(make: Any) -> None:
+    """A sink of another name over the same rows: its outbox begins at 0, and what is there has higher offsets."""
+    former, sink = make(), make(name="other-name")
+    connection = opened(former)
+    assert connection.write(claimed(connection, former), 0, 10, "r", rows(former, [Total("a", 1)], 9)) == Done()
+    heir = opened(sink)
+    claim = claimed(heir, sink)
+    assert heir.write(claim, 0, 1, "r", rows(sink, [Total("a", 2)])) == Done()
+    assert [int(total) for _, total in held(heir)] == [2], "dropped as older"
+    # Its other partitions are of the same incarnation, and so is whoever claims after it.
+    assert claimed(opened(sink), sink).incarnation == claimed(heir, sink, 1).incarnation == claim.incarnation

@@ -207,7 +207,7 @@ def collected() -> Sequence[str]:
     done = subprocess.run([*command, *COLLECTED], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
     found = [line for line in done.stdout.splitlines() if "::" in line and not line.startswith(("ERROR", " "))]
     assert done.returncode == 0 and len(found) > 1_000, f"{done.stdout[-2_000:]}{done.stderr[-2_000:]}"
-    return found
+    return tuple(found)
 
 
 def canaries(files: Sequence[str]) -> list[str]:

@@ -43,6 +43,15 @@ def run(
             help="How long a silent worker keeps its partitions (on Kafka). Default: 10000.",
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="[HOST:]PORT",
+            envvar="SEMEL_METRICS",
+            help="Serve what the app and its sinks count to Prometheus there; worker number n at PORT + n - 1.",
+        ),
+    ] = None,
 ) -> None:
     """Run an app on the embedded log, on `semel broker` or on Apache Kafka."""
     from semel.host.load import load_app
@@ -60,6 +69,7 @@ def run(
             trace=os.environ.get("SEMEL_TRACE", "") == "1",
             state_dir=state,
             session_timeout_ms=session_timeout_ms,
+            metrics=metrics,
         )
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1

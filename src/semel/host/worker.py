@@ -17,6 +17,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,12 +30,14 @@ from semel.host.clock import clock
 from semel.host.identity import Slot, take_slot
 from semel.host.ingesting import IngestThread, Sessions, fed_topics, ingest_all, made
 from semel.host.leaving import LEAVE_MAX_S, Leaving, LeftEarly
+from semel.host.metrics import Address, Figures, Watched, address_of, serve
 from semel.host.steps import steps_from
 from semel.host.supervisor import supervise
 from semel.ports import Ingestor, Log, LogLost, Owner, Owners, Position, Steps, Stores, TopicPartition
 from semel.sinks.cut_delivery import CutDelivery
 from semel.sinks.cuts import Rule
 from semel.sinks.delivery import Delivery
+from semel.sinks.measured import MeasuredSink, Measures
 from semel.streams import graph as g
 from semel.streams.layout import Asked
 from semel.streams.worker import Worker
@@ -48,6 +51,7 @@ LEAVE_PATIENCE_S = 5.0  # with a silent log, by somebody who was asked to leave
 LEAVE_S = 20.0  # for a delivery to finish its batch
 CONNECTING_S = 2.0  # a log that has not answered for so long is named
 WAITING_MAX = 10_000  # what is left in an outbox is counted up to here
+LOOK_MS = 1_000  # how often a delivery asks for the ends of its outbox, for its metrics
 QUIET_S = 3.0  # without a partition for so long, it says so
 
 
@@ -64,6 +68,7 @@ class Run:
     session_timeout_ms: int | None
     slot: int | None  # None: the first that is free
     of: int = 0  # workers under one parent; 0: none
+    metrics: Address | None = None  # where what it counts is served; worker number n is at the port, plus n - 1
 
     @property
     def name(self) -> str:
@@ -80,11 +85,12 @@ def run_app(
     trace: bool = False,
     state_dir: Path | None = None,
     session_timeout_ms: int | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Runs until SIGTERM or Ctrl-C. What goes wrong is one line on stderr and the exit code (SystemExit): 1, or 2 for
     what was asked wrongly."""
     try:
-        code = _run(app, url, mode, workers, prefix, trace, state_dir, session_timeout_ms)
+        code = _run(app, url, mode, workers, prefix, trace, state_dir, session_timeout_ms, metrics)
     except SemelError as error:
         _say(f"error: {error}")
         code = error.exit_code
@@ -101,6 +107,7 @@ def _run(
     trace: bool,
     state_dir: Path | None,
     session_timeout_ms: int | None,
+    metrics: str | None,
 ) -> int:
     if workers < 1:
         raise UsageError(f"workers={workers}: at least 1.")
@@ -116,7 +123,8 @@ def _run(
         default = Path(url.removeprefix(EMBEDDED)) / "state" / name
     else:
         default = Path(".semel") / name
-    run = Run(app, url, mode, prefix, trace, state_dir or default, session_timeout_ms, None)
+    served = None if metrics is None else address_of(metrics)
+    run = Run(app, url, mode, prefix, trace, state_dir or default, session_timeout_ms, None, metrics=served)
     if workers == 1:
         return _process(run)
     return supervise(workers, lambda slot: _child(replace(run, slot=slot, of=workers)))
@@ -191,6 +199,7 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
         id=secrets.token_hex(5),
     )
     threads: list[_DeliveryThread | IngestThread] = []
+    watched: dict[str, Watched] = {}
     for topic in fed_topics(graph):  # before the worker looks for its topics: they may be made here
         member = f"{slot.identity}.{topic.name}.ingest"
         threads.append(
@@ -203,9 +212,16 @@ def _work(run: Run, leaving: Leaving, stack: ExitStack, orphaned: Callable[[], b
     connecting.cancel()
     for name, write in _outboxes(graph):
         session = source(f"{run.name}.{name}", f"{slot.identity}.{name}", None)
-        delivery = delivery_of(run, name, write, session, owners, steps)
-        threads.append(_DeliveryThread(name, delivery, session, now_ms))
+        measures = None if run.metrics is None else Measures()
+        delivery = delivery_of(run, name, write, session, owners, steps, measures=measures)
+        threads.append(_DeliveryThread(name, delivery, session, now_ms, measures))
         stack.callback(threads[-1].stop)
+        if measures is not None and write.sink is not None:
+            watched[name] = Watched(write.sink.where, write.sink.contract, measures)
+    if run.metrics is not None:
+        at = replace(run.metrics, port=run.metrics.port + (run.slot or 0))
+        done = worker.progress
+        stack.callback(serve(at, Figures(run.name, lambda: (done.records, done.commits, done.aborts), watched)))
     leaving.later()
     for thread in threads:
         thread.start()
@@ -351,11 +367,20 @@ def _stores(slot: Slot, stack: ExitStack) -> Stores:
 
 
 def delivery_of(
-    run: Run, name: str, write: g.Write, log: Log, owners: Owners, steps: Steps, rule: Rule | None = None
+    run: Run,
+    name: str,
+    write: g.Write,
+    log: Log,
+    owners: Owners,
+    steps: Steps,
+    rule: Rule | None = None,
+    measures: Measures | None = None,
 ) -> Delivery | CutDelivery:
     """By who remembers the position: the sink (or, for a weak one, the group), or the delivery topic."""
     assert write.sink is not None
-    sink = write.sink.renamed(run.prefix) if run.prefix else write.sink
+    sink: Any = write.sink.renamed(run.prefix) if run.prefix else write.sink
+    if measures is not None:
+        sink = MeasuredSink(sink, measures, time.monotonic)
     outbox = run.prefix + write.outbox
 
     def say(text: str) -> None:
@@ -432,7 +457,14 @@ def _ingest(run: Run, names: Sequence[str], follow: bool, begin: Sequence[str]) 
 class _DeliveryThread(threading.Thread):
     """One outbox on its way to its sink. `failed` is why it ended, if it did not end because of `stop`."""
 
-    def __init__(self, name: str, delivery: Delivery | CutDelivery, log: Log, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        delivery: Delivery | CutDelivery,
+        log: Log,
+        now_ms: Callable[[], int],
+        measures: Measures | None = None,
+    ) -> None:
         super().__init__(name=f"semel-delivery-{name}", daemon=True)
         self.failed: SemelError | None = None
         self.left = ""  # what the sink has not taken, for the last word
@@ -442,12 +474,16 @@ class _DeliveryThread(threading.Thread):
         self._stop_asked = threading.Event()
         self._ended = False
         self._delivery = delivery
+        self._measures, self._looked_ms = measures, -LOOK_MS
 
     def run(self) -> None:
         try:
             self._delivery.join()
             while not self._stop_asked.is_set():
                 self._delivery.step(self._now_ms(), POLL_S)
+                if self._measures is not None and self._now_ms() - self._looked_ms >= LOOK_MS:
+                    self._looked_ms = self._now_ms()
+                    self._measures.stands = self._stands(self._measures.stands)
         except SemelError as error:
             self.failed = error
         except LogLost as lost:
@@ -457,6 +493,18 @@ class _DeliveryThread(threading.Thread):
 
             traceback.print_exc()
             self.failed = SemelError(f"{self.name}: a bug of ours ({type(bug).__name__}: {bug}). Nothing is lost.")
+
+    def _stands(self, before: Mapping[TopicPartition, tuple[int, int]]) -> Mapping[TopicPartition, tuple[int, int]]:
+        """Also while the sink cannot be reached: nobody else moves what is assigned here, so what was known last holds,
+        or else what the group says."""
+        told = self._delivery.positions()
+        stand = {at: before[at][0] if position is None and at in before else position for at, position in told.items()}
+        if unknown := [at for at, position in stand.items() if position is None]:
+            starts = self._log.starts(unknown)
+            for at, committed in self._log.committed(unknown).items():
+                stand[at] = starts[at] if committed is None else committed.offset
+        ends = self._log.ends(list(stand)) if stand else {}
+        return {at: (position or 0, ends[at]) for at, position in stand.items()}
 
     def stop(self) -> None:
         """Finishes the batch at hand and lets go. A second call does nothing."""

@@ -18,7 +18,7 @@ import msgspec
 
 from semel.errors import UsageError
 from semel.sinks.columns import Column, ColumnType, canonical_row, columns_of, read
-from semel.sinks.rows import Convert, Delete, Shape, Upsert, Within, by_column, offsets
+from semel.sinks.rows import Convert, Delete, Shape, Upsert, Within, by_column, may_lack, offsets
 from semel.sinks.schema import Dialect, Found
 from semel.sinks.sink import EXACT, RowRefused, SinkError
 
@@ -248,7 +248,7 @@ def require_values(shape: Shape, there: Sequence[Found], upserts: Sequence[Upser
     if not upserts:
         return
     for column, values in zip(shape.columns, by_column(upserts), strict=True):
-        if column.name in wanted and None in values:
+        if column.name in wanted and may_lack(upserts, column) and None in values:
             offset = offsets(upserts)[values.index(None)]
             raise RowRefused(f"column {column.name!r} is NOT NULL, and its value is null", offset)
 

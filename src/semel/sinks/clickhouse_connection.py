@@ -18,7 +18,7 @@ from semel.sinks.clickhouse import token
 from semel.sinks.clickhouse_session import Away, Session, Violated, quoted
 from semel.sinks.clickhouse_types import committed, told
 from semel.sinks.columns import canonical_row, columns_of, decode
-from semel.sinks.rows import Shape, by_column, split
+from semel.sinks.rows import Shape, by_column, may_lack, split
 from semel.sinks.sink import RowRefused, SinkError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def values(shape: Shape, rows: Sequence[Row]) -> Sequence[Sequence[object]]:
     upserts, _ = split(shape, rows)
     columns = by_column(upserts)
     for column, held in zip(shape.columns, columns, strict=True):
-        if not column.nullable and None in held:
+        if not column.nullable and may_lack(upserts, column) and None in held:
             raise RowRefused(
                 f"column {column.name!r} is not Nullable, its value is None, and 0 or '' would be there",
                 list(upserts)[held.index(None)].offset,

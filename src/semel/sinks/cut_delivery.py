@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from semel.contract import Claim, DeliveryId, LogIdentity, Row, Settlement
+from semel.contract import Claim, DeliveryId, LogIdentity, Row, Rows, Settlement
 from semel.ports import (
     Done,
     Fenced,
@@ -68,7 +68,7 @@ class _Lane:
     progress: Progress | None = None  # as this owner has read or committed it; None: not claimed, reading is paused
     claim: Claim | None = None
     doubtful: bool = False  # the cut that is under way may have been sent, and nobody here knows its end
-    rows: list[Row] = field(default_factory=list)  # read, and not yet in a cut that is done
+    rows: Rows = field(default_factory=lambda: Rows([], [], [], []))  # read, and not yet in a cut that is done
     epochs: list[int] = field(default_factory=list)  # of each row; -1: not known
     weight: int = 0
     first_ms: int = 0  # when the first of them came
@@ -81,7 +81,7 @@ class _Lane:
     strange: tuple[Progress | None] | None = None  # what was read when the sink knew of something later (TwoPhase)
 
     def empty(self, next: int) -> None:
-        self.rows.clear()
+        self.rows = Rows([], [], [], [])
         self.epochs.clear()
         self.weight, self.next = 0, next
 
@@ -171,6 +171,10 @@ class CutDelivery:
             stand |= {at: known.offset for at in unknown if (known := found.get(at)) is not None}
         return origin.waiting(self._log, stand, most)
 
+    def positions(self) -> Mapping[TopicPartition, int | None]:
+        """Of the partitions assigned here, the next offset to deliver; None where no claim says it."""
+        return {at: lane.progress.position if lane.progress else None for at, lane in self._lanes.items()}
+
     # --- ports.Listener: called from within poll ----------------------------------------------------------------
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
@@ -225,11 +229,11 @@ class CutDelivery:
             lane.first_ms = lane.first_ms if lane.rows else self._now_ms
             # Of a record between two epochs nobody tells which is its own.
             epoch = records.leader_epoch if records.first_epoch == records.leader_epoch else -1
-            rows = list(map(Row, records.offsets, records.timestamps, records.keys, records.values))
-            lane.rows += rows
+            rows = Rows(records.offsets, records.timestamps, records.keys, records.values)
+            lane.rows.extend(rows)
             lane.epochs += [epoch] * len(rows)
             lane.epochs[-1] = records.leader_epoch
-            lane.weight += sum(map(cuts.weight, rows))
+            lane.weight += sum(cuts.weights(rows))
         lane.next = max(lane.next, records.next_offset)
 
     def _one_cut(self, lane: _Lane) -> bool:
@@ -426,7 +430,7 @@ class CutDelivery:
         progress, claim = lane.progress, lane.claim
         assert progress is not None and progress.cut is not None and claim is not None
         cut = progress.cut
-        count = bisect_left(lane.rows, cut.end, key=lambda row: row.offset)
+        count = bisect_left(lane.rows.offsets, cut.end)
         rows = lane.rows[:count]
         self._check_same(lane, cut, rows)
         if lane.doubtful and not self._still_told(lane, cut, again=False):
@@ -465,8 +469,9 @@ class CutDelivery:
         if not self._written_down(lane, replace(progress, position=cut.end, mark=cut.mark, cut=None)):
             return 0
         self._steps.reached(Step.POSITION_AFTER)
-        del lane.rows[:count], lane.epochs[:count]
-        lane.weight = sum(map(cuts.weight, lane.rows))
+        lane.rows = lane.rows[count:]
+        del lane.epochs[:count]
+        lane.weight = sum(cuts.weights(lane.rows))
         lane.first_ms = self._now_ms
         if lane.failures:
             lane.failures = 0

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import msgspec
 
-from semel.contract import Row
+from semel.contract import Rows
 from semel.ports import Log, TopicPartition
 from semel.sinks.sink import Diverged, SinkError
 
@@ -132,15 +133,14 @@ def check_delivery_topic(log: Log, outbox: str) -> None:
         )
 
 
-def length(rows: Sequence[Row], rule: Rule) -> int:
+def length(rows: Rows, rule: Rule) -> int:
     """How many of these rows, in order, one cut takes; at least one."""
-    size = 0
-    for count, row in enumerate(rows[: rule.records], 1):
-        size += weight(row)
-        if size >= rule.bytes:
-            return count
-    return min(len(rows), rule.records)
+    sizes = weights(rows[: rule.records])
+    if sum(sizes) < rule.bytes:
+        return len(sizes)
+    return next(count for count, size in enumerate(accumulate(sizes), 1) if size >= rule.bytes)
 
 
-def weight(row: Row) -> int:
-    return len(row.key or b"") + len(row.value or b"")
+def weights(rows: Rows) -> Sequence[int]:
+    """Of each the bytes of its key and its value."""
+    return [len(key or b"") + len(value or b"") for key, value in zip(rows.keys, rows.values)]

@@ -39,10 +39,11 @@ TRIED = {
 }
 
 
-def event_id(app: str, sink: str, incarnation: int, partition: int, offset: int) -> str:
-    """The id of one committed record of one outbox. The names hold no "/", so no two records share one."""
+def event_ids(app: str, sink: str, incarnation: int, partition: int, offsets: Sequence[int]) -> list[str]:
+    """The ids of committed records of one outbox. The names hold no "/", so no two records share one."""
     assert "/" not in app + sink, (app, sink)
-    return f"{app}/{sink}/{incarnation}/{partition}/{offset}"
+    beginning = f"{app}/{sink}/{incarnation}/{partition}/"
+    return [beginning + text for text in map(str, offsets)]
 
 
 def quoted(dialect: SqlDialect, name: str) -> str:

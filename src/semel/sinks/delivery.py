@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, cast
 
-from semel.contract import Accept, AtMostOnce, Atomicity, Claim, DeliveryId, LogIdentity, PositionIn, Row
+from semel.contract import Accept, AtMostOnce, Atomicity, Claim, DeliveryId, LogIdentity, PositionIn, Row, Rows
 from semel.ports import (
     Done,
     Fenced,
@@ -151,6 +151,10 @@ class Delivery:
             found = self._log.committed(unknown)
             stand |= {at: known.offset for at in unknown if (known := found.get(at)) is not None}
         return origin.waiting(self._log, stand, most)
+
+    def positions(self) -> Mapping[TopicPartition, int | None]:
+        """Of the partitions assigned here, the next offset to deliver; None where no claim says it."""
+        return {at: None if lane.claim is None else lane.position for at, lane in self._lanes.items()}
 
     # --- ports.Listener: called from within poll ----------------------------------------------------------------
 
@@ -338,14 +342,8 @@ class Delivery:
         assert claim is not None
         if found is None:
             return 0
-        rows = [
-            Row(offset, timestamp, key, value)
-            for records in found
-            for offset, timestamp, key, value in zip(
-                records.offsets, records.timestamps, records.keys, records.values, strict=True
-            )
-        ]
-        assert not rows or rows[0].offset >= lane.next, f"{lane.at}: {rows[0].offset} came, {lane.next} was next"
+        rows = _rows(found)
+        assert not rows or rows.offsets[0] >= lane.next, f"{lane.at}: {rows.offsets[0]} came, {lane.next} was next"
         lane.next = max(chain([lane.next], (records.next_offset for records in found)))
         if rows:
             last = next(records for records in reversed(found) if records.offsets)
@@ -440,3 +438,16 @@ class Delivery:
 
     def _note(self, lane: _Lane, position: int) -> None:
         lane.moments = self._truncation.noted(lane.moments or (), self._now_ms, position)
+
+
+def _rows(found: Sequence[Records]) -> Rows:
+    """Of one partition, one after the other."""
+    if len(found) == 1:
+        (records,) = found
+        return Rows(records.offsets, records.timestamps, records.keys, records.values)
+    return Rows(
+        list(chain.from_iterable(records.offsets for records in found)),
+        list(chain.from_iterable(records.timestamps for records in found)),
+        list(chain.from_iterable(records.keys for records in found)),
+        list(chain.from_iterable(records.values for records in found)),
+    )

@@ -7,15 +7,16 @@ A record that does not fit is refused by its offset, before the store sees any o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from semel.contract import Row
+from semel.contract import Row, Rows
 from semel.sinks.columns import FITS, Column, ColumnType, canonical, canonical_row, columns_of, decode, read
-from semel.sinks.rows import WRITTEN_ONE_WAY, Shape, as_it_is, key_of, written_as_said
+from semel.sinks.rows import WRITTEN_ONE_WAY, Shape, as_it_is, key_of, last_per_key, written_as_said
 from semel.sinks.sink import RowRefused, SinkError
 
 OWN = "semel:"  # ids that begin so are documents of semel's own
@@ -39,6 +40,24 @@ class Document(NamedTuple):
         return decode(self.value) if self.value else None
 
 
+class Ready(Sequence[Document]):
+    """Documents by column, all of them writes; whoever looks at one gets it as a Document."""
+
+    def __init__(self, ids: Sequence[str], names: tuple[str, ...], rows: Rows) -> None:
+        self.ids, self.rows = ids, rows
+        self.keys, self.values = cast("Sequence[bytes]", rows.keys), cast("Sequence[bytes]", rows.values)
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, at: Any) -> Any:
+        return list(self)[at]
+
+    def __iter__(self) -> Iterator[Document]:
+        return map(Document, self.rows.offsets, self.ids, repeat(self._names), self.keys, self.values)
+
+
 @dataclass(frozen=True, slots=True)
 class Documents:
     """What the documents of one sink are. `columns` None: the type of the values is not known; then every part of a key
@@ -49,9 +68,9 @@ class Documents:
     columns: Sequence[Column] | None
     taken: Callable[[str], str]  # why a field cannot have this name here, "" where it can
 
-    def batch(self, rows: Sequence[Row]) -> list[Document]:
+    def batch(self, rows: Sequence[Row]) -> Sequence[Document]:
         """Each key once: its last record decides."""
-        last = list({row.key: row for row in rows}.values())
+        last = last_per_key(rows)
         if self.columns is None:
             return [self._free(row) for row in last]
         shape = Shape(self.columns, [_checking(column) for column in self.columns], self.key, self.where)
@@ -60,17 +79,14 @@ class Documents:
         names = frozenset(column.name for column in self.columns)
         return [_checked(shape, names, row) for row in last]
 
-    def _at_once(self, shape: Shape, rows: Sequence[Row]) -> list[Document] | None:
+    def _at_once(self, shape: Shape, rows: Rows) -> Sequence[Document] | None:
         """Of rows whose keys are one text each; None where one of them is to be looked at by itself."""
-        if any(row.value is None for row in rows):
+        if not all(rows.values):
             return None
-        found = written_as_said(shape, rows)
-        if found is None or any(None in said for said, c in zip(found, shape.columns) if not c.nullable):
+        found = written_as_said(shape, rows)  # none of them lacks what its type wants
+        if found is None or shape.columns[shape.key_places[0]].type is not ColumnType.TEXT:
             return None
-        if shape.columns[shape.key_places[0]].type is not ColumnType.TEXT:
-            return None
-        ids = cast("Sequence[str]", found[shape.key_places[0]])
-        return [Document(row.offset, id, self.key, row.key or b"", row.value or b"") for row, id in zip(rows, ids)]
+        return Ready(cast("Sequence[str]", found[shape.key_places[0]]), self.key, rows)
 
     def canonical(self, fields: Mapping[str, Any]) -> bytes:
         """A document's fields as bytes that are equal exactly when they are."""

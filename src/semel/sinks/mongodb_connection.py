@@ -216,8 +216,11 @@ class MongoConnection:
                 if found.get(documents_moved.MOVING):
                     raise Diverged(positions.interrupted(self._sink.where, delivery.sink))
                 return int(found["incarnation"])
+            # Of sinks of other names (this one was renamed, say): their offsets mean nothing beside ours.
+            others = collection.find({HIDDEN: "position", "incarnation": {"$exists": True}}, {"incarnation": 1})
+            first = 1 + max((int(one["incarnation"]) for one in others), default=0)
             try:
-                collection.insert_one({"_id": name, HIDDEN: "position", **mine, "incarnation": 1})
+                collection.insert_one({"_id": name, HIDDEN: "position", **mine, "incarnation": first})
             except errors.DuplicateKeyError:
                 continue
         raise _Busy(f"{name} comes and goes")

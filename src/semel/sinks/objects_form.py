@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import cramjam
 import msgspec
 
-from semel.contract import Row
+from semel.contract import Row, Rows
 from semel.sinks.columns import Column, decode
 from semel.sinks.sink import RowRefused, SinkError
 
@@ -45,7 +45,8 @@ class Form:
         """Raises RowRefused for a record that has no place in this format; for Parquet, `pack` does."""
         if self.format == "csv":
             return self._csv(rows)
-        return b"\n".join([*[row.value or b"null" for row in rows], b""])
+        values = Rows.of(rows).values
+        return b"\n".join([*(value or b"null" for value in values), b""])
 
     def _csv(self, rows: Sequence[Row]) -> bytes:
         text = io.StringIO()

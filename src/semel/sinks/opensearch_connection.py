@@ -19,7 +19,7 @@ import msgspec
 from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import documents_moved, positions
-from semel.sinks.documents import Document, Documents, documents_of, own_id
+from semel.sinks.documents import OWN, Document, Documents, Ready, documents_of, own_id
 from semel.sinks.opensearch import version_of
 from semel.sinks.opensearch_http import Http, NeverLeft, NoAnswer
 from semel.sinks.opensearch_index import DELETED, HIDDEN, POSITION, Busy, aliased, field_name, judged, reason, refusal
@@ -123,7 +123,7 @@ class OpenSearchConnection:
     def _incarnation(self, delivery: DeliveryId, log: LogIdentity) -> int:
         """Of the log that the positions of this delivery are of; the first one to come writes it down."""
         name = documents_moved.log_name(delivery.app, delivery.sink)
-        mine = {"topic_id": log.topic_id, "partitions": log.partitions, "incarnation": 1}
+        mine = {"topic_id": log.topic_id, "partitions": log.partitions}
         for _ in range(2):
             found = self._get(name)
             if found is not None:
@@ -133,8 +133,22 @@ class OpenSearchConnection:
                 if said.get(documents_moved.MOVING):
                     raise Diverged(positions.interrupted(self._sink.where, delivery.sink))
                 return int(said["incarnation"])
-            self._written(name, mine, op_type="create")
+            self._written(name, {**mine, "incarnation": self._first()}, op_type="create")
         raise Busy(f"{self._sink.where}: {name} comes and goes", unknown=False)
+
+    def _first(self) -> int:
+        """Above the incarnations of sinks of other names (this one was renamed, say): their offsets, in the versions of
+        what is there, mean nothing beside ours."""
+        asked = {"size": 10_000, "query": {"term": {HIDDEN: "position"}}}
+        for method, path, body in (
+            ("POST", f"/{self._sink.index}/_refresh", None),
+            ("POST", f"/{self._sink.index}/_search", asked),
+        ):
+            status, answer = self._http.exchange(method, path, body)
+            if status != 200:
+                raise refusal(self._sink, status, answer)
+        said = (hit["_source"][POSITION] for hit in answer["hits"]["hits"])
+        return 1 + max((int(one.get("incarnation", 0)) for one in said), default=0)
 
     def _lane(self, delivery: DeliveryId) -> _Lane | None:
         found = self._get(documents_moved.place_name(delivery))
@@ -176,7 +190,8 @@ class OpenSearchConnection:
 
     def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
         assert start < end and self._documents is not None, (start, end)
-        lines = [self._line(claim, document) for document in self._documents.batch(rows)]
+        batch = self._documents.batch(rows)
+        lines = _ready(claim, batch) or [self._line(claim, document) for document in batch]
         self._steps.reached(Step.ROWS_BEFORE)
         stale, self._arrived = 0, False
         try:
@@ -365,6 +380,22 @@ class OpenSearchConnection:
         status, answer = self._http.exchange("DELETE", f"/{self._sink.index}")
         if status not in (200, 404):
             raise SinkError(f"{self._sink.where}: it answers {status} {reason(answer)}.")
+
+
+def _ready(claim: Claim, batch: Sequence[Document]) -> list[_Line] | None:
+    """The lines of documents that came by column, whose ids are, byte for byte, in their keys, and whose values are one
+    line each; None where one of them is to be looked at by itself."""
+    if not isinstance(batch, Ready):
+        return None
+    lengths = list(map(len, batch.ids))
+    whole = b"".join(batch.values)
+    if not 0 < min(lengths) <= max(lengths) <= ID_BYTES_MAX // 4 or OWN in "".join(batch.ids):
+        return None
+    if b"\n" in whole or b"\r" in whole:
+        return None
+    quoted = [key[1:-1] for key in batch.keys]
+    versions = [version_of(claim.incarnation, offset) for offset in batch.rows.offsets]
+    return list(map(_Line, batch, versions, map(ACTION.__mod__, zip(quoted, versions, batch.values))))
 
 
 ACTION = b'{"index":{"_id":%s,"version":%d,"version_type":"external"}}\n%s\n'

@@ -20,10 +20,10 @@ from semel.sinks import dedup
 from semel.sinks.columns import Column, canonical_row, decode
 from semel.sinks.dedup import EVENT, ONCE, SqlDialect
 from semel.sinks.postgres_batch import begun, committed
-from semel.sinks.postgres_rows import COPY_ROWS_MIN, copy
+from semel.sinks.postgres_rows import COPY_ROWS_MIN, by_column_plain, copy
 from semel.sinks.postgres_session import Asked, PostgresSession, each, names
 from semel.sinks.postgres_types import POSTGRES, converts
-from semel.sinks.rows import Begun, Shape, Upsert, by_column, offsets
+from semel.sinks.rows import Begun, Shape, Upsert, offsets
 from semel.sinks.schema import Found, created, judged
 from semel.sinks.sink import SinkError
 
@@ -159,10 +159,6 @@ class AppendedConnection:
             return outcome
         return self._session.followed(connection, claim, end, run, self._steps)
 
-    def _event(self, claim: Claim, offset: int) -> str:
-        who = claim.delivery
-        return dedup.event_id(who.app, who.sink, claim.incarnation, who.partition, offset)
-
     def _rows(self, connection: psycopg.Connection[Any], claim: Claim, batch: Begun) -> None:
         if not batch.rows:
             return
@@ -178,7 +174,9 @@ class AppendedConnection:
 
     def _with_events(self, claim: Claim, piece: Sequence[Upsert]) -> Sequence[Sequence[object]]:
         """By column."""
-        return [*by_column(piece), [self._event(claim, offset) for offset in offsets(piece)]]
+        who = claim.delivery
+        events = dedup.event_ids(who.app, who.sink, claim.incarnation, who.partition, offsets(piece))
+        return [*by_column_plain(piece), events]
 
     # --- for `semel sink` -----------------------------------------------------------------------------------------
 

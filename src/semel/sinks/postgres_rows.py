@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from semel.sinks.postgres_session import copy_text, each, names
-from semel.sinks.rows import Begun, by_column, by_row
+from semel.sinks.postgres_session import Plain, copy_text, each, names
+from semel.sinks.rows import Begun, Upsert, Upserts, by_column, by_row
 
 COPY_ROWS_MIN = 100  # below this, statements in a pipeline are quicker than COPY and a merge
 
@@ -59,7 +59,7 @@ def write(
                 "CREATE TEMP TABLE IF NOT EXISTS semel_batch ON COMMIT DELETE ROWS AS SELECT {} FROM {} WITH NO DATA"
             ).format(columns, table)
         )
-    copy(connection, target, columns, map(by_column, batch.pieces()))
+    copy(connection, target, columns, map(by_column_plain, batch.pieces()))
     if key is not None:
         connection.execute(
             sql.SQL("INSERT INTO {} ({c}) SELECT {c} FROM pg_temp.semel_batch").format(table, c=columns) + merge
@@ -85,6 +85,14 @@ def _array(values: Sequence[object]) -> str:
     if None in values:
         return "{" + ",".join(["NULL" if v is None else f'"{t}"' for v, t in zip(values, texts)]) + "}"
     return '{"' + '","'.join(texts) + '"}'
+
+
+def by_column_plain(piece: Sequence[Upsert]) -> Sequence[Sequence[object]]:
+    """By column, and of each whether it is text as COPY takes it: what JSON did not escape needs no look at it."""
+    columns = by_column(piece)
+    if not isinstance(piece, Upserts):
+        return columns
+    return [Plain(held) if plain else held for held, plain in zip(columns, piece.plain)]  # type: ignore[arg-type]
 
 
 def copy(

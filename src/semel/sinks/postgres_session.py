@@ -77,10 +77,17 @@ class Declared(Protocol):
 
 class PostgresSession:
     """`judge` looks at the sink's tables, or creates them, and returns the shape of a row; None where `create` made
-    none."""
+    none. `versioned`: the rows carry incarnations, so a delivery that was never here begins above all that were."""
 
-    def __init__(self, sink: Declared, judge: Callable[[psycopg.Connection[Any], Asked], Shape | None]) -> None:
+    def __init__(
+        self,
+        sink: Declared,
+        judge: Callable[[psycopg.Connection[Any], Asked], Shape | None],
+        *,
+        versioned: bool = False,
+    ) -> None:
         self._sink, self._judge = sink, judge
+        self._versioned = versioned
         self.value_type: object = None
         self._connection: psycopg.Connection[Any] | None = None
         self.shape: Shape | None = None
@@ -335,13 +342,15 @@ class PostgresSession:
 
     def _claim(self, connection: psycopg.Connection[Any], delivery: DeliveryId, log: LogIdentity) -> Claim:
         who = (delivery.app, delivery.sink, delivery.partition)
+        # The rows of a sink of another name (it was renamed) have its offsets, which mean nothing beside ours.
+        first = sql.SQL("(SELECT coalesce(max(incarnation), 0) + 1 FROM {})" if self._versioned else "1")
         with connection.transaction():
             connection.execute(
                 sql.SQL(
                     "INSERT INTO {t} SELECT %s, %s, %s, 0, 0, '', %s, %s, "
-                    "coalesce((SELECT max(incarnation) FROM {t} WHERE app = %s AND sink = %s), 1), '', 0, now(), now() "
-                    "ON CONFLICT DO NOTHING"
-                ).format(t=self.control),
+                    "coalesce((SELECT max(incarnation) FROM {t} WHERE app = %s AND sink = %s), {first}), "
+                    "'', 0, now(), now() ON CONFLICT DO NOTHING"
+                ).format(t=self.control, first=first.format(self.control)),
                 (*who, log.topic_id, log.partitions, delivery.app, delivery.sink),
             )
             row = one(
@@ -504,6 +513,10 @@ def each(connection: psycopg.Connection[Any], query: sql.Composed, parameters: S
 _ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
+class Plain(tuple[str, ...]):
+    """Values of a column that are known to be texts without anything that COPY's text format escapes."""
+
+
 def copy_text(columns: Sequence[Sequence[object]]) -> str:
     """Rows, given by column, as COPY's text format takes them (PostgreSQL: COPY, File Formats). What is no text is
     written as `str` does, which must be what the column reads."""
@@ -512,6 +525,8 @@ def copy_text(columns: Sequence[Sequence[object]]) -> str:
 
 def _copied(values: Sequence[object]) -> Sequence[str]:
     texts: Sequence[str]
+    if isinstance(values, Plain):
+        return values
     try:
         texts, all_of_them = values, "".join(values)  # type: ignore[arg-type, assignment]
     except TypeError:

@@ -38,7 +38,7 @@ class VersionedConnection:
 
     def __init__(self, sink: PostgresVersioned, steps: Steps) -> None:
         self._sink, self._steps = sink, steps
-        self._session = PostgresSession(sink, self._judge)
+        self._session = PostgresSession(sink, self._judge, versioned=True)
         self._notes: list[str] = []
         self._table, self._control = self._session.table, self._session.control
         self._live = sql.Identifier(*filter(None, (sink.schema, sink.table_name + LIVE + sink.suffix)))

@@ -1,95 +1,88 @@
 """What Redis does in one step, as Lua: rows under their versions, the claim, the position.
 
 Invariant: a script looks at everything before it changes anything (Redis does not roll back), and no number that is
-compared becomes a double: incarnations and offsets are texts of digits, compared in two parts.
+compared becomes a double: incarnations and offsets are texts of digits, compared by their length, then digit by digit.
 """
 
 from __future__ import annotations
 
 LESS = """
 local function less(a, b)
-  local ha, hb = tonumber(a:sub(1, -10)) or 0, tonumber(b:sub(1, -10)) or 0
-  if ha ~= hb then return ha < hb end
-  return (tonumber(a:sub(-9)) or 0) < (tonumber(b:sub(-9)) or 0)
+  if #a ~= #b then return #a < #b end
+  return a < b
 end
-"""
+"""  # no number of these is written with a zero before it
 
-# KEYS: of each row its key and its mark. ARGV: incarnation, form, now in ms, how long the mark of a deleted row stays
-# in ms (or ""); then, as one MessagePack, the offsets of the rows and their payloads ("": deleted; JSON: text; a hash:
-# names and texts in turn). A server without room refuses a script at its first write, which is an MSET: nothing is
-# changed then. Answers how many rows had an effect, and a mark that cannot be read.
+# KEYS: of each row its key, then of each its mark. ARGV: incarnation, form, now in ms, how long the mark of a deleted
+# row stays in ms (or ""); then, as one MessagePack, the offsets of the rows and their payloads ("": deleted; JSON: a
+# text; a hash: names and texts in turn). A server without room refuses a script at its first write, which is an MSET:
+# nothing is changed then. Answers how many rows had an effect, and a mark that cannot be read.
 ROWS = (
     LESS
     + """
 local batch = cmsgpack.unpack(ARGV[5])
 local offsets, payloads = batch[1], batch[2]
-local marks, rows, gone, hashes = {}, {}, {}, {}
-local now, json, taken = ':' .. ARGV[3], ARGV[2] == 'json', 0
-local found = {}
-for from = 1, #KEYS / 2, 1000 do
-  local names, missing = {}, {}
-  for row = from, math.min(from + 999, #KEYS / 2) do names[#names + 1] = KEYS[2 * row] end
-  for at, mark in ipairs(redis.call('MGET', unpack(names))) do
-    found[from + at - 1] = mark
-    if not mark then missing[#missing + 1] = names[at] end
+local words, last, gone, hashes = {}, 0, {}, {}
+local count, now, json, taken = #KEYS / 2, ':' .. ARGV[3], ARGV[2] == 'json', 0
+for from = 1, count, 1000 do
+  local to, missing = math.min(from + 999, count), {}
+  local found = redis.call('MGET', unpack(KEYS, count + from, count + to))
+  for row = from, to do
+    local mark, fresh = found[row - from + 1], true
+    if mark then
+      local incarnation, offset = mark:match('^(%d+):(%d+)')
+      if not incarnation then return {-1, KEYS[count + row]} end
+      fresh = less(incarnation, ARGV[1]) or (incarnation == ARGV[1] and less(offset, offsets[row]))
+    else
+      missing[#missing + 1] = KEYS[count + row]
+    end
+    if fresh then
+      taken = taken + 1
+      local version, payload = ARGV[1] .. ':' .. offsets[row], payloads[row]
+      words[last + 1] = KEYS[count + row]
+      last = last + 2
+      if payload == '' then
+        gone[#gone + 1] = row
+        words[last] = version .. now
+      else
+        words[last] = version
+        if json then
+          words[last + 1], words[last + 2] = KEYS[row], payload
+          last = last + 2
+        else
+          hashes[#hashes + 1] = row
+        end
+      end
+    end
   end
   -- MGET says of what is no string that it is not there.
   if #missing > 0 and redis.call('EXISTS', unpack(missing)) > 0 then
     for _, name in ipairs(missing) do redis.call('GET', name) end
   end
 end
-for row = 1, #KEYS / 2 do
-  local mark = found[row]
-  local fresh = true
-  if mark then
-    local incarnation, offset = mark:match('^(%d+):(%d+)')
-    if not incarnation then return {-1, KEYS[2 * row]} end
-    fresh = less(incarnation, ARGV[1]) or (incarnation == ARGV[1] and less(offset, offsets[row]))
-  end
-  if fresh then
-    taken = taken + 1
-    local version, payload = ARGV[1] .. ':' .. offsets[row], payloads[row]
-    if payload == '' then
-      gone[#gone + 1] = 2 * row
-      version = version .. now
-    end
-    marks[#marks + 1] = KEYS[2 * row]
-    marks[#marks + 1] = version
-    if payload ~= '' and json then
-      rows[#rows + 1] = KEYS[2 * row - 1]
-      rows[#rows + 1] = payload
-    elseif payload ~= '' then
-      hashes[#hashes + 1] = row
-    end
-  end
-end
-local function all(command, words)
-  for from = 1, #words, 2000 do redis.call(command, unpack(words, from, math.min(from + 1999, #words))) end
-end
-all('MSET', marks)
-all('MSET', rows)
-for _, at in ipairs(gone) do
-  if ARGV[4] ~= '' then redis.call('PEXPIRE', KEYS[at], ARGV[4]) end
-  redis.call('DEL', KEYS[at - 1])
+for from = 1, last, 4000 do redis.call('MSET', unpack(words, from, math.min(from + 3999, last))) end
+for _, row in ipairs(gone) do
+  if ARGV[4] ~= '' then redis.call('PEXPIRE', KEYS[count + row], ARGV[4]) end
+  redis.call('DEL', KEYS[row])
 end
 for _, row in ipairs(hashes) do
-  redis.call('DEL', KEYS[2 * row - 1])
+  redis.call('DEL', KEYS[row])
   local fields = payloads[row]
   for from = 1, #fields, 1000 do
-    redis.call('HSET', KEYS[2 * row - 1], unpack(fields, from, math.min(from + 999, #fields)))
+    redis.call('HSET', KEYS[row], unpack(fields, from, math.min(from + 999, #fields)))
   end
 end
 return {taken, ''}
 """
 )
 
-# KEYS: the positions of a delivery. ARGV: partition, topic id, partitions, holder.
+# KEYS: the positions of a delivery. ARGV: partition, topic id, partitions, holder, the incarnation of one that is new.
 CLAIM = """
 local K, P = KEYS[1], ARGV[1]
 local log = redis.call('HMGET', K, 'topic_id', 'partitions')
 if log[1] and (log[1] ~= ARGV[2] or log[2] ~= ARGV[3]) then return {'other', log[1], log[2]} end
 redis.call('HSET', K, 'topic_id', ARGV[2], 'partitions', ARGV[3], P .. '.holder', ARGV[4])
-redis.call('HSETNX', K, 'incarnation', '1')
+redis.call('HSETNX', K, 'incarnation', ARGV[5])
 local incarnation = redis.call('HGET', K, 'incarnation')
 -- What was said of another incarnation is no position in this one.
 if redis.call('HGET', K, P .. '.incarnation') ~= incarnation then

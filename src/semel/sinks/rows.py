@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import attrgetter
+from operator import is_
 from typing import Any, NamedTuple, Union
 
 import msgspec
+from msgspec.structs import astuple
 
-from semel.contract import Row
+from semel.contract import Row, Rows
 from semel.sinks.columns import FITS, Column, ColumnType, canonical, decode, key_part
 from semel.sinks.sink import RowRefused
 
@@ -27,6 +28,7 @@ Convert = Callable[[Any], object]
 Parameters = tuple[object, ...]
 
 WRITTEN_ONE_WAY = (ColumnType.TEXT, ColumnType.INTEGER, ColumnType.BOOLEAN, ColumnType.JSON)
+AS_SAID = (ColumnType.TEXT, ColumnType.INTEGER)  # no convert of these puts in what the value has not
 _TEXTS = frozenset((str,))
 PIECE_ROWS = 1_000  # small enough that the other side has work soon, large enough that a part costs nothing by itself
 _parts = msgspec.json.Decoder(list[Any]).decode
@@ -38,10 +40,17 @@ class Upsert(NamedTuple):
 
 
 class Upserts(Sequence[Upsert]):
-    """The writes of a batch that went column by column; what wants rows makes them."""
+    """The writes of a batch that went column by column; what wants rows makes them. `plain`: of each column, whether
+    none of its values is None or holds what JSON escapes (a quote, a backslash, a character below the blank)."""
 
-    def __init__(self, offsets: Sequence[int], columns: Sequence[Sequence[object]]) -> None:
-        self.offsets, self.columns = offsets, columns
+    def __init__(
+        self,
+        offsets: Sequence[int],
+        columns: Sequence[Sequence[object]],
+        plain: Sequence[bool],
+        rows: Sequence[Parameters] | None,  # where they are at hand
+    ) -> None:
+        self.offsets, self.columns, self.plain, self.rows = offsets, columns, plain, rows
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -50,12 +59,14 @@ class Upserts(Sequence[Upsert]):
         return list(self)[at]
 
     def __iter__(self) -> Iterator[Upsert]:
-        return map(Upsert, self.offsets, zip(*self.columns))
+        return map(Upsert, self.offsets, by_row(self))
 
 
 def by_row(upserts: Sequence[Upsert]) -> Iterable[Parameters]:
     """What a driver's executemany takes."""
-    return zip(*upserts.columns) if isinstance(upserts, Upserts) else [one.values for one in upserts]
+    if not isinstance(upserts, Upserts):
+        return [one.values for one in upserts]
+    return zip(*upserts.columns) if upserts.rows is None else upserts.rows
 
 
 def by_column(upserts: Sequence[Upsert]) -> Sequence[Sequence[object]]:
@@ -65,6 +76,12 @@ def by_column(upserts: Sequence[Upsert]) -> Sequence[Sequence[object]]:
 
 def offsets(upserts: Sequence[Upsert]) -> Sequence[int]:
     return upserts.offsets if isinstance(upserts, Upserts) else [one.offset for one in upserts]
+
+
+def may_lack(upserts: Sequence[Upsert], column: Column) -> bool:
+    """Whether there can be a None among the values of this column; a batch that went column by column has none where
+    its type has none."""
+    return column.nullable or not isinstance(upserts, Upserts)
 
 
 class Delete(NamedTuple):
@@ -122,20 +139,29 @@ class Begun(NamedTuple):
 
 
 def begin(shape: Shape, rows: Sequence[Row]) -> Begun:
-    if shape.key is not None:
-        rows = list({row.key: row for row in rows}.values())
-    written = [row for row in rows if row.value is not None]
-    deleted = [row for row in rows if row.value is None] if len(written) < len(rows) else []
+    batch = last_per_key(rows) if shape.key is not None else Rows.of(rows)
+    if all(batch.values):
+        return Begun(shape, batch, [])
+    written = batch.at([at for at, value in enumerate(batch.values) if value is not None])
     try:
-        deletes = [Delete(row.offset, tuple(held for _, held in key_of(shape, row))) for row in deleted]
+        deletes = [
+            Delete(row.offset, tuple(held for _, held in key_of(shape, row))) for row in batch if row.value is None
+        ]
     except RowRefused:
-        one_by_one(shape, rows)  # the first that does not fit is named, and it may be a write
+        one_by_one(shape, batch)  # the first that does not fit is named, and it may be a write
         raise
     return Begun(shape, written, deletes)
 
 
+def last_per_key(rows: Sequence[Row]) -> Rows:
+    """Each key once, with its last record, in the order in which the keys came."""
+    batch = Rows.of(rows)
+    last = dict(zip(batch.keys, range(len(batch))))
+    return batch if len(last) == len(batch) else batch.at(list(last.values()))
+
+
 def _written(shape: Shape, rows: Sequence[Row]) -> Sequence[Upsert]:
-    upserts = _at_once(shape, rows) if rows else None
+    upserts = _at_once(shape, Rows.of(rows)) if rows else None
     return one_by_one(shape, rows)[0] if upserts is None else upserts
 
 
@@ -182,32 +208,37 @@ class _Layout(NamedTuple):
 
     value: Callable[[bytes], Any]  # of a record's value, refusing other fields and other types
     key: Callable[[bytes], tuple[Any, ...]]  # of a record's key
-    fields: Sequence[Callable[[Any], Any]]  # of a decoded value, in the order of the columns
 
 
 @lru_cache(maxsize=256)
 def _layout(columns: tuple[Column, ...], key: tuple[str, ...] | None) -> _Layout:
-    kinds = [Any if c.type is ColumnType.JSON else Union[tuple(FITS[c.type])] for c in columns]  # noqa: UP007
+    kinds = [
+        Any if c.type is ColumnType.JSON and c.nullable else Union[tuple(FITS[c.type])]  # noqa: UP007
+        for c in columns
+    ]
     named = {f"f{place}": column.name for place, column in enumerate(columns)}
-    fields: list[Any] = [(f, Union[kind, None], None) for f, kind in zip(named, kinds)]  # noqa: UP007
-    row = msgspec.defstruct("Row", fields, rename=named, forbid_unknown_fields=True, gc=False)
+    # Of a column that is not nullable a value is wanted: so nobody looks for None among them afterwards.
+    fields: list[Any] = [
+        (f, Union[kind, None], None) if column.nullable else (f, kind)  # noqa: UP007
+        for f, kind, column in zip(named, kinds, columns)
+    ]
+    row = msgspec.defstruct("Row", fields, rename=named, forbid_unknown_fields=True, gc=False, kw_only=True)
     places = [[c.name for c in columns].index(name) for name in key or ()]
     parts: Any = tuple.__class_getitem__(tuple(kinds[place] for place in places))
-    decode_row, decode_key = msgspec.json.Decoder(row).decode, msgspec.json.Decoder(parts).decode
-    return _Layout(decode_row, decode_key, [attrgetter(field) for field in named])
+    return _Layout(msgspec.json.Decoder(row).decode, msgspec.json.Decoder(parts).decode)
 
 
-def _at_once(shape: Shape, rows: Sequence[Row]) -> Upserts | None:
+def _at_once(shape: Shape, rows: Rows) -> Upserts | None:
     """The writes of a batch, column by column; None where one of them is to be looked at by itself."""
     layout = _layout(tuple(shape.columns), shape.key)
     try:
-        decoded = [layout.value(row.value or b"") for row in rows]
-        said = [list(map(field, decoded)) for field in layout.fields]
+        decoded = _decoded(layout, rows)
+        said = list(zip(*decoded))
         held = list(map(_column, shape.columns, shape.converts, said))
         if shape.key is not None and not _keys_are(shape, said, rows):
-            keys = [layout.key(row.key or b"") for row in rows]
+            keys = [layout.key(key or b"") for key in rows.keys]
             for at, place in enumerate(shape.key_places):
-                parts = [key[at] for key in keys]
+                parts = tuple(key[at] for key in keys)
                 column = shape.columns[place]
                 if parts != said[place] or column.type is ColumnType.JSON:  # 1, 1.0 and True are equal
                     return None
@@ -219,7 +250,15 @@ def _at_once(shape: Shape, rows: Sequence[Row]) -> Upserts | None:
                     held[place] = _column(column, shape.converts[place], parts)
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
         return None
-    return Upserts([row.offset for row in rows], held)
+    same = all(map(is_, held, said))
+    plain = b"\\" not in b"".join(rows.values)  # type: ignore[arg-type]
+    kept = [plain and not column.nullable and column.type in AS_SAID for column in shape.columns]
+    return Upserts(rows.offsets, held, kept, decoded if same else None)
+
+
+def _decoded(layout: _Layout, rows: Rows) -> list[tuple[Any, ...]]:
+    """The fields of each value, in the order of the columns."""
+    return list(map(astuple, map(layout.value, rows.values)))  # type: ignore[arg-type]
 
 
 def as_it_is(value: Any) -> object:
@@ -227,13 +266,11 @@ def as_it_is(value: Any) -> object:
     return value
 
 
-def written_as_said(shape: Shape, rows: Sequence[Row]) -> Sequence[Sequence[object]] | None:
+def written_as_said(shape: Shape, rows: Rows) -> Sequence[Sequence[object]] | None:
     """The values of each column, where all rows fit and each key is one text or whole number that is, byte for byte,
     what `encode_key` makes of its field; None says nothing."""
-    layout = _layout(tuple(shape.columns), None)
     try:
-        decoded = [layout.value(row.value or b"") for row in rows]
-        said = [list(map(field, decoded)) for field in layout.fields]
+        said = list(zip(*_decoded(_layout(tuple(shape.columns), None), rows)))
         for column, convert, values in zip(shape.columns, shape.converts, said, strict=True):
             _column(column, convert, values)
         return said if _keys_are(shape, said, rows) else None
@@ -241,7 +278,7 @@ def written_as_said(shape: Shape, rows: Sequence[Row]) -> Sequence[Sequence[obje
         return None
 
 
-def _keys_are(shape: Shape, said: Sequence[Sequence[Any]], rows: Sequence[Row]) -> bool:
+def _keys_are(shape: Shape, said: Sequence[Sequence[Any]], rows: Rows) -> bool:
     """Whether each key is, byte for byte, what `encode_key` writes for the value's field: then it needs no look at its
     parts. Asked of one text or whole number only, which is most keys; False says nothing."""
     if len(shape.key_places) != 1:
@@ -260,7 +297,8 @@ def _keys_are(shape: Shape, said: Sequence[Sequence[Any]], rows: Sequence[Row]) 
             text = "[" + "]\n[".join(map(str, said[place])) + "]"
         case _:
             return False
-    return text.encode().split(b"\n") == [row.key for row in rows]
+    # As many breaks as there are between the keys: none of them holds one.
+    return text.encode() == b"\n".join(rows.keys)  # type: ignore[arg-type]
 
 
 def _column(column: Column, convert: Convert, values: Sequence[Any]) -> Sequence[object]:
@@ -269,7 +307,7 @@ def _column(column: Column, convert: Convert, values: Sequence[Any]) -> Sequence
     if convert is str:
         if FITS[column.type] == _TEXTS:
             return values  # they are what `str` would make of them
-        if None not in values:
+        if not column.nullable or None not in values:
             return list(map(str, values))
     if convert is int and column.type is ColumnType.INTEGER:
         return values

@@ -91,6 +91,14 @@ class TableConnection:
                 f"{where}: this server is a standby, where the primary's open transactions are not seen. Read from the "
                 "primary."
             )
+        if (
+            kind == "r"
+            and connection.execute("SELECT 1 FROM pg_inherits WHERE inhparent = %s::oid", (self._oid,)).fetchone()
+        ):
+            raise SourceError(
+                f"{where}: other tables inherit from it, and share neither its locks nor its unique index: their rows "
+                "would be left out, or be there twice. Use partitions, or read each of the tables into a topic."
+            )
         try:
             self._system = str(_one(connection, "SELECT system_identifier FROM pg_control_system()")[0])
         except psycopg.errors.InsufficientPrivilege:
@@ -242,7 +250,8 @@ class TableConnection:
                 return [], []
             self._bound, self._holders, self._since = bound, self._held(connection), 0.0
         if self._holders:
-            self._holders &= self._held(connection)
+            # A prepared transaction keeps its name until the server starts again, and has another one then.
+            self._holders = frozenset(h for h in self._held(connection) if h in self._holders or h.startswith("-1/"))
             if self._holders:
                 if self._waited():
                     raise _Waits(
@@ -260,8 +269,8 @@ class TableConnection:
         return time.monotonic() - self._since > WAIT_TOLD_S
 
     def _held(self, connection: psycopg.Connection[Any]) -> frozenset[str]:
-        """The transactions that hold a lock under which rows are written, to the table or a partition of it. (A
-        prepared one is among them, as -1/xid.)"""
+        """The transactions that hold a lock under which rows are written, to the table or a partition of it. (Prepared
+        ones are among them; those that were prepared before the server's start as -1/xid.)"""
         return frozenset(
             name
             for (name,) in connection.execute(

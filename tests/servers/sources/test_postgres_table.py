@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from semel import Topic
+from semel.host.postgres import PostgresServer
 from semel.ports import Step
 from semel.sources import PostgresTable, postgres_table_connection
 from semel.sources.source import SourceDiverged, SourceError
@@ -122,6 +123,38 @@ def test_a_transaction_that_is_rolled_back_or_prepared(dsn: str) -> None:
         prepared.tpc_commit()
     reader.turn(4)
     assert customers(log) == ["b", "prepared"]
+
+
+def test_a_prepared_transaction_is_waited_for_over_a_restart(server: PostgresServer, dsn: str) -> None:
+    """The server starts again while it is held: pg_locks has it under another name then."""
+    topic = make(dsn)
+    log = OutboxLog()
+    reader = Reader(log, topic, follow=True)
+    prepared, other = connect(dsn), connect(dsn)
+    xid = prepared.xid(1, "over a restart", "x")
+    prepared.tpc_begin(xid)
+    put(prepared, "prepared")
+    prepared.tpc_prepare()
+    put(other, "b")
+    other.commit()
+    reader.turn(4)
+    assert customers(log) == []
+    server.kill()
+    server.start()
+    reader.turn(6)
+    assert customers(log) == []
+    with psycopg.connect(dsn) as again:
+        again.tpc_commit(xid)
+    reader.turn(6)
+    assert customers(log) == ["b", "prepared"]
+
+
+def test_a_table_that_others_inherit_from_is_refused(dsn: str) -> None:
+    topic = make(dsn)
+    with connect(dsn) as connection:
+        connection.execute("CREATE TABLE child () INHERITS (events)")
+    with pytest.raises(SourceError, match="inherit from it"):
+        Reader(OutboxLog(), topic).all()
 
 
 def test_who_wrote_before_the_bound_was_taken_is_waited_for(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
