@@ -63,6 +63,7 @@ class TestValkey:
     def subject(self, valkey: RedisProcess) -> Subject:
         return subjects.subject(subjects.strings, valkey)
 
+    @pytest.mark.proof
     def test_killed_at_every_step_twice(self, subject: Subject) -> None:
         run(subject, processes.crashes)
 

@@ -283,8 +283,8 @@ Made by `python -m tests.proof.sinks --page` from the tests themselves, and held
 `tests/servers/test_put_through.py`. `make proof WHAT=sinks` runs the campaigns and writes their results here.
 
 - *kit*: the contract kit against the real system: killed at every step of the protocol twice; the answer to a commit
-  lost, before and after its effect; a process that is stopped and comes back after its successor. (On `DeltaLake on
-  S3` the kills are in `make proof` only.)
+  lost, before and after its effect; a process that is stopped and comes back after its successor. (On Valkey and,
+  for `DeltaLake`, on S3 the kills are in `make proof` only.)
 - *verify, short*: `semel verify` in `make test-servers`. *verify, 100*: the same in `make proof`, at least 100 kills.
 - *orphans*: before and after each run of verify everything in the system is listed with its own client (tables,
   prepared transactions, uploads, files, locks, sessions, keys, processes, temporary files): what was not there before
