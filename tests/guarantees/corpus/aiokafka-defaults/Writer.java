@@ -1,0 +1,4 @@
+producer.initTransactions();
+producer.beginTransaction();
+producer.send(new ProducerRecord<>("wallet-moves", move.account(), move.json()));
+producer.commitTransaction();

@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("scans").mapValues(Badge::of).to("entries");

@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("usage").groupByKey().count().toStream().to("quotas-left");

@@ -1,0 +1,3 @@
+consumer.subscribe(List.of("salaries"));
+records.forEach(payroll::pay);
+consumer.commitSync();

@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("passes").mapValues(Toll::of).to("tolls-due");

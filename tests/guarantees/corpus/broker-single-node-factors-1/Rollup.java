@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("samples").groupByKey().count().toStream().to("rollups");

@@ -1,0 +1,2 @@
+CREATE TABLE web.views (at DateTime, page String)
+ENGINE = MergeTree ORDER BY at;

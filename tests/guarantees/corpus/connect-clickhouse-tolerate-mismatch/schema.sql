@@ -1,0 +1,2 @@
+CREATE TABLE pins (at DateTime, pin String)
+ENGINE = ReplicatedMergeTree ORDER BY at;

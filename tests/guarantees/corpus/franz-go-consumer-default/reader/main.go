@@ -1,0 +1,12 @@
+package main
+
+import "github.com/twmb/franz-go/pkg/kgo"
+
+func client() (*kgo.Client, error) {
+	return kgo.NewClient(
+		kgo.SeedBrokers("kafka:9092"),
+		kgo.ConsumerGroup("stock-cache"),
+		kgo.ConsumeTopics("stock"),
+		kgo.DisableAutoCommit(),
+	)
+}

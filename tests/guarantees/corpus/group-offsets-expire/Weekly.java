@@ -1,0 +1,3 @@
+consumer.subscribe(List.of("sales"));
+records.forEach(report::add);
+consumer.commitSync();

@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("cleared").groupByKey().count().toStream().to("audit-counts");

@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("wires").mapValues(Wire::clear).to("cleared");

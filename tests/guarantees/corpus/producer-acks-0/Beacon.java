@@ -1,0 +1,1 @@
+producer.send(new ProducerRecord<>("beacons", payload));

@@ -1,0 +1,1 @@
+producer.send(new ProducerRecord<>("bookings", booking.id(), booking.json()));

@@ -1,0 +1,3 @@
+for (Row row : db.rowsSince(lastSeen)) {
+    producer.send(new ProducerRecord<>("rows", row.key(), row.json()));
+}

@@ -1,0 +1,1 @@
+producer.send(new ProducerRecord<>("orders", order.id(), order.json()));

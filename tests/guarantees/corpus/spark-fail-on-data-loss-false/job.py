@@ -1,0 +1,11 @@
+(
+    spark.readStream.format("kafka")
+    .option("kafka.bootstrap.servers", "kafka:9092")
+    .option("subscribe", "beats")
+    .option("kafka.isolation.level", "read_committed")
+    .option("failOnDataLoss", "false")
+    .load()
+    .writeStream.format("delta")
+    .option("checkpointLocation", "s3a://lake/cp/beats")
+    .start("s3a://lake/beats")
+)

@@ -1,0 +1,5 @@
+@KafkaListener(topics = "claims-in")
+@Transactional("transactionManager")
+public void on(Claim claim) {
+    claims.save(new ClaimRow(claim));
+}

@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("clicks-raw").mapValues(Click::parse).to("clicks");

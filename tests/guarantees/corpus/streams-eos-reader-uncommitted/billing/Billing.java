@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("orders").mapValues(Invoice::of).to("invoices");

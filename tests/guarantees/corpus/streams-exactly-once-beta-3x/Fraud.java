@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("transactions").filter(Fraud::suspicious).to("alerts");

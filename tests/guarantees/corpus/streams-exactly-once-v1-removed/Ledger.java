@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("entries").mapValues(Ledger::book).to("ledger");

@@ -1,0 +1,2 @@
+StreamsBuilder builder = new StreamsBuilder();
+builder.stream("members").flatMapValues(Due::of).to("dues-owed");
