@@ -79,6 +79,7 @@ GUESTS: dict[str, set[str]] = {
     "sources/files_trial.py": {"pyarrow"},
     "sinks/arrow_rows.py": {"pyarrow"},
     "sinks/duckdb_connection.py": {"duckdb"},
+    "sinks/duckdb_file.py": {"duckdb"},
     "sinks/delta_connection.py": {"deltalake", "pyarrow"},
     "sinks/redis_connection.py": {"redis"},
     "sinks/prometheus_form.py": {"cramjam"},

@@ -21,7 +21,7 @@ import pytest
 
 from semel.contract import Claim, LogIdentity
 from semel.ports import Done, NotDone, Unknown
-from semel.sinks import DuckDB
+from semel.sinks import DuckDB, duckdb_file
 from semel.sinks import duckdb_connection as under
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.testing import processes, trials
@@ -235,31 +235,110 @@ def test_a_short_hold_is_waited_for(path: str) -> None:
         assert time.monotonic() - began < 1
 
 
-def test_others_have_a_turn_while_this_process_is_busy(path: str) -> None:
-    """Two deliveries of one process follow each other without a gap: another process comes in between all the same."""
+@pytest.mark.parametrize("size", [1, under.MANY_ROWS])
+def test_others_have_a_turn_while_this_process_is_busy(path: str, size: int) -> None:
+    """Two deliveries of one process follow each other without a gap: another process comes in between all the same,
+    also where large batches leave the file open from one to the next."""
+    assert _another_comes_in(path, size, 20)
+
+
+def test_a_file_that_is_never_left_closed_is_found(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test before this one is worth something: without an end of its turn nobody else comes in."""
+    monkeypatch.setattr(duckdb_file, "TURN_S", 60.0)
+    monkeypatch.setattr(duckdb_file, "IDLE_S", 60.0)
+    assert not _another_comes_in(path, under.MANY_ROWS, 3)
+
+
+def _another_comes_in(path: str, size: int, within_s: float) -> bool:
     first, second = DuckDB(path, "one", name="one"), DuckDB(path, "two", name="two")
-    stop = threading.Event()
+    stop, begun = threading.Event(), set[str]()
 
     def busy(sink: DuckDB) -> None:
         connection = opened(sink)
         claim, at = claimed(connection, sink), 0
+        batch = [Total("a", n) for n in range(size)]
         while not stop.is_set():
-            at += connection.write(claim, at, at + 1, "r", rows(sink, [Total("a", at)], at)) == Done()
+            at += size * (connection.write(claim, at, at + size, "r", rows(sink, batch, at)) == Done())
+            begun.add(sink.name)
+        connection.close()
 
     threads = [threading.Thread(target=busy, args=(sink,)) for sink in (first, second)]
     for thread in threads:
         thread.start()
     program = (
-        "import duckdb, sys, time\nuntil = time.monotonic() + 20\nwhile True:\n"
+        f"import duckdb, sys, time\nuntil = time.monotonic() + {within_s}\nwhile True:\n"
         f"    try:\n        duckdb.connect({path!r}).close(); break\n"
         "    except duckdb.IOException:\n        assert time.monotonic() < until; time.sleep(0.01)\n"
     )
     try:
-        assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+        while len(begun) < 2:  # the other process begins when this one is at work
+            assert all(thread.is_alive() for thread in threads)
+            time.sleep(0.01)
+        return subprocess.run([sys.executable, "-c", program], timeout=60, stderr=subprocess.DEVNULL).returncode == 0
     finally:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def _large(sink: DuckDB, start: int = 0) -> list[Any]:
+    return rows(sink, [Total(f"c{n}", n) for n in range(under.MANY_ROWS)], start)
+
+
+def test_a_large_batch_leaves_the_file_open_for_a_moment(path: str) -> None:
+    """The next batch of a backlog finds it open; when none comes, or the delivery ends, it is closed. After a small one
+    it is closed at once."""
+    sink = DuckDB(path, "totals")
+    connection = opened(sink)
+    claim, file = claimed(connection, sink), duckdb_file.file_of(path)
+    assert file._left is None, "a claim says nothing of a backlog"
+    for start in (0, 1_000):
+        assert connection.write(claim, start, start + 1_000, "r", _large(sink, start)) == Done()
+        assert file._left is not None
+    assert connection.write(claim, 2_000, 2_001, "r", rows(sink, [Total("a", 1)], 2_000)) == Done()
+    assert file._left is None
+    assert connection.write(claim, 2_001, 3_001, "r", _large(sink, 2_001)) == Done()
+    until = time.monotonic() + 10
+    while file._left is not None:
+        assert time.monotonic() < until, "nobody closes it"
+        time.sleep(0.01)
+    with holding(path):  # another process can have it
+        pass
+    assert connection.write(claim, 3_001, 4_001, "r", _large(sink, 3_001)) == Done()
+    connection.close()
+    assert file._left is None
+
+
+def test_after_an_error_nothing_is_left_open(path: str) -> None:
+    """What an error leaves in the open file is nobody's business: it is opened anew."""
+    subjects.query(path, "CREATE TABLE totals (customer VARCHAR, total BIGINT CHECK (total < 5000))")
+    sink = DuckDB(path, "totals")
+    connection = opened(sink)
+    claim, file = claimed(connection, sink), duckdb_file.file_of(path)
+    assert connection.write(claim, 0, 1_000, "r", _large(sink)) == Done()
+    with pytest.raises(RowRefused) as refused:
+        connection.write(claim, 1_000, 2_001, "r", [*_large(sink, 1_000), *rows(sink, [Total("x", 5_000)], 2_000)])
+    assert refused.value.offset == 2_000 and file._left is None
+    assert connection.write(claim, 1_000, 2_000, "r", _large(sink, 1_000)) == Done()
+    assert len(list(connection.rows())) == 2_000
+
+
+def test_a_process_that_is_killed_with_the_file_left_open_has_lost_nothing(path: str) -> None:
+    """What was committed is in the log beside the file, and the next opening reads it (S13)."""
+    program = f"""
+import os
+from tests.servers.test_duckdb import DuckDB, _large, claimed, opened
+sink = DuckDB({path!r}, "totals")
+connection = opened(sink)
+print(connection.write(claimed(connection, sink), 0, 1_000, "r", _large(sink)), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, env={
+        **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip
+    assert child.returncode == -signal.SIGKILL and child.stdout == b"Done()\n", child.stderr
+    sink = DuckDB(path, "totals")
+    connection = opened(sink)
+    assert claimed(connection, sink).position == 1_000 and len(list(connection.rows())) == 1_000
 
 
 def test_a_file_that_is_no_database_is_a_persons_business(path: str) -> None:
@@ -270,14 +349,16 @@ def test_a_file_that_is_no_database_is_a_persons_business(path: str) -> None:
     assert Path(path).read_bytes().startswith(b"no database")
 
 
-def test_a_file_that_was_removed_is_not_made_anew_by_a_batch(path: str) -> None:
-    """A batch under a claim of the former file is not done; the next claim finds an empty one, at position 0."""
+@pytest.mark.parametrize("size", [1, under.MANY_ROWS])
+def test_a_file_that_was_removed_is_not_made_anew_by_a_batch(path: str, size: int) -> None:
+    """A batch under a claim of the former file is not done, also where it was left open; the next claim finds an empty
+    one, at position 0."""
     sink = DuckDB(path, "totals")
     connection = opened(sink)
     claim = claimed(connection, sink)
-    assert connection.write(claim, 0, 1, "r", rows(sink, [Total("a", 1)])) == Done()
+    assert connection.write(claim, 0, size, "r", _large(sink)[:size]) == Done()
     os.remove(path)
-    outcome = connection.write(claim, 1, 2, "r", rows(sink, [Total("b", 1)], 1))
+    outcome = connection.write(claim, size, size + 1, "r", rows(sink, [Total("b", 1)], size))
     assert isinstance(outcome, NotDone) and "removed" in outcome.reason
     assert not os.path.exists(path)
     again = claimed(connection, sink)

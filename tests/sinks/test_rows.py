@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semel.contract import Row
+from semel.contract import Row, Rows
 from semel.host.postgres import PostgresServer
 from semel.sinks import rows as rows_module
 from semel.sinks.columns import FITS, Column, ColumnType, read
-from semel.sinks.postgres_session import copy_text
-from semel.sinks.rows import Convert, Shape, one_by_one, split
+from semel.sinks.postgres_rows import by_column_plain
+from semel.sinks.postgres_session import Plain, _copied, copy_text
+from semel.sinks.rows import Convert, Shape, last_per_key, one_by_one, split
 from semel.sinks.sink import RowRefused
 
 KINDS = list(ColumnType)
@@ -47,7 +48,7 @@ def outcome(run: Any) -> object:
 @given(st.data())
 def test_both_ways_agree(data: st.DataObject) -> None:
     kinds = data.draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4))
-    columns = [Column(f"c {n}", kind, True) for n, kind in enumerate(kinds)]
+    columns = [Column(f"c {n}", kind, data.draw(st.booleans())) for n, kind in enumerate(kinds)]
     keyed = data.draw(st.lists(st.sampled_from([c.name for c in columns]), unique=True, max_size=2))
     shape = Shape(columns, [of(kind) for kind in kinds], tuple(keyed) or None, "here")
 
@@ -69,6 +70,35 @@ def test_both_ways_agree(data: st.DataObject) -> None:
         batch.append(Row(offset, 0, msgspec.json.encode(key) if keyed else None, value))
     last = list({row.key: row for row in batch}.values()) if keyed else batch
     assert outcome(lambda: split(shape, batch)) == outcome(lambda: one_by_one(shape, last))
+    assert outcome(lambda: split(shape, Rows.of(batch))) == outcome(lambda: one_by_one(shape, last))
+    piece = rows_module._at_once(shape, Rows.of(last)) if last and all(row.value for row in last) else None
+    if piece is not None:  # what is said to be plain text needs no escape, and no column without None has one
+        for column, held, plain in zip(columns, piece.columns, piece.plain, strict=True):
+            assert not plain or _copied(held) == list(held)
+            assert column.nullable or None not in held
+
+
+def test_a_text_with_an_escape_is_not_plain() -> None:
+    """The last assertions of the test above can fail: what JSON escapes, COPY does."""
+    shape = Shape([Column("c", ColumnType.TEXT, False)], [str], None, "here")
+    for text, plain in (("a b", True), ("ä", True), ("a\tb", False), ("a\\", False), ('"', False), ("\x01", False)):
+        upserts, _ = split(shape, [Row(0, 0, None, msgspec.json.encode({"c": text}))])
+        assert isinstance(upserts, rows_module.Upserts) and upserts.plain == [plain], text
+        assert isinstance(by_column_plain(upserts)[0], Plain) is plain
+
+
+def test_rows_by_column_are_a_sequence_of_rows() -> None:
+    """Whoever wrote a sink against a list of rows finds one."""
+    wanted = [Row(n, n + 1, b"k%d" % (n % 3), None if n % 2 else b"v%d" % n) for n in range(7)]
+    rows = Rows.of(wanted)
+    assert list(rows) == wanted and len(rows) == 7 and rows[-1] == wanted[-1] and rows[2] in rows
+    assert list(rows[2:5]) == wanted[2:5] and list(reversed(rows)) == wanted[::-1]
+    assert list(rows.at([4, 0])) == [wanted[4], wanted[0]] and Rows.of(rows) is rows
+    assert list(last_per_key(wanted)) == [wanted[6], wanted[4], wanted[5]]
+    rows.extend(Rows.of(wanted[:2]))
+    assert list(rows) == [*wanted, *wanted[:2]]
+    with pytest.raises(AssertionError):
+        Rows([1], [1], [], [])
 
 
 def test_a_batch_in_order_goes_column_by_column(monkeypatch: pytest.MonkeyPatch) -> None:

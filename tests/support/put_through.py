@@ -106,7 +106,7 @@ def _known() -> dict[str, Known]:
         "duckdb": Known(
             servers + "test_duckdb.py::TestDuckDB", "",
             lambda: lake_subjects.duckdb_subject(lake_subjects.duckdb_keyed, _FOLDER),
-            ("sinks/duckdb_connection.py",), "duckdb",
+            ("sinks/duckdb_connection.py", "sinks/duckdb_file.py"), "duckdb",
             (servers + "test_duckdb.py::test_a_mistake", servers + "test_duckdb.py::test_a_file_that_is_kept_open"),
         ),
         "delta": Known(

@@ -25,7 +25,7 @@ class DuckDB(Declared):
     without, every value is inserted. `value` is the type of the values where the topology cannot tell it.
 
     One process at a time can have such a file open. So it is open for the time of a batch, and whoever else wants it,
-    another worker or a reader, has its turn in between."""
+    another worker or a reader, has its turn in between; of a backlog of large batches about every second."""
 
     def __init__(
         self,

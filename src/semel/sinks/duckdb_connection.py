@@ -1,18 +1,15 @@
 """One connection of one delivery to a DuckDB file: claim, write, and who holds the file when it has to wait.
 
-Invariant: rows and position change in one transaction, whose commit DuckDB syncs before it returns. The file is open
-for the time of a claim or a batch only, because one process at a time can have it: kept open, a delivery would lock out
-every reader and every other worker, and a stopped one would do so for ever. Nobody can take the lock from a process
-that stopped inside its batch: who waits says which process holds the file (FAULTS S14).
+Invariant: rows and position change in one transaction, whose commit DuckDB syncs before it returns. One process at a
+time can have the file, so it is open for the time of a claim or a batch, and between large batches that follow each
+other (`duckdb_file.py`). Nobody can take the lock from a process that stopped meanwhile: who waits says which process
+holds the file (FAULTS S14).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +21,7 @@ from semel.contract import Claim, DeliveryId, LogIdentity, Remembered, Row
 from semel.ports import Done, Fenced, NotDone, Outcome, Step, Steps, Unknown
 from semel.sinks import arrow_rows, duckdb_positions, positions
 from semel.sinks.columns import Column, ColumnType, canonical_row, decode
+from semel.sinks.duckdb_file import Busy, file_of
 from semel.sinks.file_locks import held_by, identity
 from semel.sinks.rows import Delete, Shape, Upsert, split
 from semel.sinks.schema import Found, created, judged
@@ -32,12 +30,8 @@ from semel.sinks.sink import RowRefused, SinkError
 if TYPE_CHECKING:
     from semel.sinks.duckdb import DuckDB
 
-WAIT_S, LOOK_S = 1.0, 0.01  # for the file, at each try; the delivery tries again and keeps its membership in between
-# Deliveries of one process follow each other without a gap, and others would never find the file closed: after so long
-# it is left closed for a moment.
-TURN_S, GAP_S = 0.2, 0.03
+WAIT_S = 2.0  # for the file, at each try; the delivery tries again and keeps its membership in between
 READ_WAIT_S = 30.0  # `rows` and `drop` have nobody who tries again for them
-LOCKED = "Could not set lock"
 PASSING = (
     duckdb.IOException,
     duckdb.TransactionException,
@@ -45,6 +39,7 @@ PASSING = (
     duckdb.InterruptException,
     duckdb.FatalException,  # this opening is of no use any more; the next one reads what was committed
 )
+MANY_ROWS = 1_000
 REFUSED = (duckdb.ConstraintException, duckdb.ConversionException, duckdb.OutOfRangeException)
 NO_DATABASE = re.compile(r"not a valid DuckDB database|version number|[Cc]orrupt|[Ww]rong checksum")
 
@@ -71,22 +66,6 @@ _CREATE_INDEX = re.compile(
 Answer = TypeVar("Answer")
 
 
-class Busy(Exception):
-    """Another process has the file."""
-
-
-class Turn:
-    """One file, for all deliveries of this process: one at a time."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.since = 0.0  # from when on the file has been in use by this process, with no gap for others
-        self.closed = 0.0
-
-
-_turns: dict[str, Turn] = {}
-
-
 class DuckDBConnection:
     """See `ports.SinkConnection`."""
 
@@ -109,42 +88,14 @@ class DuckDBConnection:
         folder = Path(self._sink.path).absolute().parent
         if not folder.is_dir():
             raise SinkError(f"{self._sink.where}: there is no folder {folder}. Create it, or name another file.")
-        turn = _turns.setdefault(os.path.realpath(self._sink.path), Turn())
-        until = time.monotonic() + wait_s
-        if not turn.lock.acquire(timeout=wait_s):
-            raise Busy
-        try:
-            connection = self._connect(until)
-            if time.monotonic() - turn.closed > GAP_S:
-                turn.since = time.monotonic()
-            try:
-                now = identity(self._sink.path)
-                if now != self._file:  # perhaps another file than the one looked at before
-                    self._file, self._shape = now, None
-                yield connection
-            finally:
-                # The checkpoint at the end may fail (a full disk); what was committed is in the log beside the file.
-                with contextlib.suppress(duckdb.Error):
-                    connection.close()
-                turn.closed = time.monotonic()
-                if turn.closed - turn.since > TURN_S:
-                    time.sleep(GAP_S)
-        finally:
-            turn.lock.release()
-
-    def _connect(self, until: float) -> duckdb.DuckDBPyConnection:
-        while True:
-            try:
-                return duckdb.connect(self._sink.path)
-            except duckdb.IOException as why:
-                if LOCKED not in str(why):
-                    raise
-                if time.monotonic() >= until:
-                    raise Busy from None
-                time.sleep(LOOK_S)
+        with file_of(self._sink.path).opened(wait_s) as connection:
+            now = identity(self._sink.path)
+            if now != self._file:  # perhaps another file than the one looked at before
+                self._file, self._shape = now, None
+            yield connection
 
     def close(self) -> None:
-        """Nothing is open between batches."""
+        file_of(self._sink.path).closed()
 
     @contextlib.contextmanager
     def _transaction(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
@@ -389,6 +340,8 @@ class DuckDBConnection:
                 self._commit(connection)
                 committing = False
                 self._steps.reached(Step.SINK_AFTER)
+                if len(rows) >= MANY_ROWS:  # there is a backlog, and the next batch comes at once
+                    file_of(self._sink.path).lingers()
         except (Busy, duckdb.Error) as why:
             if committing:
                 return Unknown(f"{self._sink.where}: COMMIT of [{start}, {end}) failed: {_first_line(str(why))}")
