@@ -144,6 +144,44 @@ def test_a_renamed_file_goes_on(tmp_path: Path, compressed: bool, long: bool) ->
     assert ids(log) == list(range(count + 5))
 
 
+def test_files_that_are_rotated_and_the_oldest_removed(tmp_path: Path) -> None:
+    """Each has the former name of the one before it, whose file is gone. Again and again, by one ingest and by others,
+    whose positions tell former names."""
+    log = OutboxLog()
+    declared = topic(Files(str(tmp_path / "a.*.jsonl")))
+    for name, begin in (("a.1.jsonl", 0), ("a.0.jsonl", 300)):
+        (tmp_path / name).write_text(lines(*range(begin, begin + 300)))
+    Reader(log, declared, records_max=200).all()
+    reader = Reader(log, declared, follow=True)
+    for turn in range(2, 6):
+        with (tmp_path / "a.0.jsonl").open("a") as file:
+            file.write(lines(turn * 1_000))
+        (tmp_path / "a.0.jsonl").rename(tmp_path / "a.1.jsonl")
+        (tmp_path / "a.0.jsonl").write_text(lines(*range(turn * 300, turn * 300 + 300)))
+        if turn % 2:
+            Reader(log, declared).all()
+        else:
+            reader = Reader(log, declared, follow=True)
+            reader.turn(9)
+        assert ids(log) == sorted([*range(turn * 300 + 300), *range(2_000, turn * 1_000 + 1, 1_000)])
+
+
+def test_one_that_got_the_name_of_a_file_that_was_not_read_to_its_end_stops(tmp_path: Path) -> None:
+    log = OutboxLog()
+    declared = topic(Files(str(tmp_path / "a.*.jsonl")))
+    for name, begin in (("a.0.jsonl", 0), ("a.1.jsonl", 300)):
+        (tmp_path / name).write_text(lines(*range(begin, begin + 300)))
+    Reader(log, declared, follow=True, records_max=200).turn(4)
+    (tmp_path / "a.1.jsonl").write_text(lines(*range(300, 700)))  # goes on, unread
+    (tmp_path / "a.2.jsonl").write_text(lines(*range(900, 1_300)))
+    Reader(log, declared, follow=True, records_max=100).turn(3)
+    before = ids(log)
+    (tmp_path / "a.0.jsonl").rename(tmp_path / "a.2.jsonl")
+    with pytest.raises(SourceDiverged, match="not to its end"):
+        Reader(log, declared).all()
+    assert ids(log) == before
+
+
 @pytest.mark.parametrize("what", ["replaced", "cut off", "rewritten in place", "gone"])
 def test_a_file_that_is_not_what_was_read_stops_the_ingest(tmp_path: Path, what: str) -> None:
     """Never reset, never guessed: nothing is read, and the message names the file and what to do."""

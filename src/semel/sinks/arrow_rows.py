@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -84,6 +84,7 @@ ACCEPTS: Mapping[ColumnType, frozenset[ColumnType]] = {
     C.TEXT: frozenset((C.DECIMAL, C.TIMESTAMP, C.DATE, C.TIME, C.DURATION, C.UUID, C.JSON)),
 }
 NO_KEY = frozenset(("double", "json", "interval"))
+LONGEST = timedelta(microseconds=2**63 - 1)
 
 
 def dialect(created: Mapping[ColumnType, str] | None = None, no_key: frozenset[str] = NO_KEY) -> Dialect:
@@ -224,12 +225,14 @@ def _seconds(there: Found, column: ColumnType) -> Convert:
             raise ValueError(f"{there.type_text} has {scale} digits of a second, and would cut it. Round the value")
         at = read(column, value)
         if isinstance(at, timedelta):
+            if abs(at) > LONGEST:
+                raise ValueError("an interval of Arrow has 64 bits of microseconds")
             return at
         if at.tzinfo is not None and there.base != "timestamptz":
             raise ValueError(f"{there.type_text} would drop its zone. Make the column one with a zone, or a string")
         if at.tzinfo is None and there.base == "timestamptz":
             raise ValueError(f"it has no zone, {there.type_text} has one. Give it one, or make the column one without")
-        return at
+        return at if at.tzinfo is None else at.astimezone(UTC)  # raises where it is beyond the years 1 to 9999 there
 
     return instant
 

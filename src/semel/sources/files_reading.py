@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -66,23 +66,29 @@ class FilesConnection:
         for path in self._paths():
             if (looked := self._stat(path)) is not None:
                 there[path] = looked
-        by_path = {at.path: name for name, at in self._known.items()}
+        by_path: dict[str, list[str]] = {}  # several, where one has got the name of another one that is gone
+        for name, at in self._known.items():
+            by_path.setdefault(at.path, []).append(name)
         names: dict[str, str] = {}
         strangers: list[str] = []
         for path, looked in there.items():
-            name = by_path.get(path)
-            if name is None:
+            may_be, unchanged = by_path.get(path, []), looked == self._looked.get(path)
+            if unchanged and self._names.get(path) in may_be:
+                names[path] = self._names[path]
+                continue
+            found = next((name for name in may_be if self._same(path, self._known[name])), None)
+            if found is None:
                 strangers.append(path)
-            elif looked == self._looked.get(path) or self._same(path, self._known[name]):
-                names[path] = name
-                if looked != self._looked.get(path):
-                    self._done.discard(path)
-                    self._looked[path] = looked
-            else:
-                strangers.append(path)
+                continue
+            names[path] = found
+            if not unchanged:
+                self._done.discard(path)
+                self._looked[path] = looked
         lost = [name for name in self._known if name not in names.values()]
-        for name in lost:
-            self._find(name, strangers, names, there)
+        # All that are under other names first: rotated, one has the name of another one that is gone.
+        unfound = [name for name in lost if not self._find(name, strangers, names, there)]
+        for name in unfound:
+            self._check_gone(self._known[name], strangers)
         for path in strangers:
             if path not in self._looked or self._looked[path] != there[path]:
                 self._done.discard(path)
@@ -91,8 +97,8 @@ class FilesConnection:
                 self._done.discard(path)
         self._names = names
 
-    def _find(self, name: str, strangers: list[str], names: dict[str, str], there: Mapping[str, Looked]) -> None:
-        """A known file that is not under its name: under another one, or gone."""
+    def _find(self, name: str, strangers: list[str], names: dict[str, str], there: Mapping[str, Looked]) -> bool:
+        """Whether a known file that is not under its name is under another one."""
         known = self._known[name]
         for path in strangers:
             # Few bytes can be alike in files that have nothing to do with each other: then the inode must be, too.
@@ -102,8 +108,11 @@ class FilesConnection:
                 self._known[name] = msgspec.structs.replace(known, path=path)
                 self._looked[path] = there[path]
                 self._done.discard(path)
-                return
-        if known.path in there:
+                return True
+        return False
+
+    def _check_gone(self, known: FileAt, strangers: Sequence[str]) -> None:
+        if known.path in strangers:
             raise SourceDiverged(
                 f"{self._full(known.path)} is not the file that was read under this name up to {_place(known)}: it was "
                 "replaced, cut off or changed, and where it goes on cannot be told. Nothing of it was read. Put the "

@@ -41,12 +41,14 @@ class Changed:
     relation: Relation
     before: Row | None
     after: Row | None
+    known: bool = True  # False: an update or delete whose row as it was is not told whole (REPLICA IDENTITY not FULL)
 
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
     end_lsn: int  # of its commit record's end: behind it the slot goes on
     changes: tuple[Changed, ...]
+    at_us: int = 0  # when it was committed, by the server's clock, since 2000
 
 
 class Malformed(Exception):
@@ -115,11 +117,11 @@ class Decoder:
                     message.take("qqi")
                     open_changes = []
                 case "C":
-                    end_lsn = message.take("Bqqq")[2]
+                    _, _, end_lsn, at_us = message.take("Bqqq")
                     if open_changes is None:
                         raise Malformed("a commit without its beginning")
                     message.end()
-                    yield Transaction(end_lsn, tuple(open_changes))
+                    yield Transaction(end_lsn, tuple(open_changes), at_us)
                     open_changes = None
                     continue
                 case "R":
@@ -154,14 +156,15 @@ class Decoder:
             raise Malformed(f"a change of a table ({oid}) that was not told")
         before = after = None
         part = message.kind()
+        known = kind == "I" or part == "O"
         if part in "KO":
             before = message.row()
             if kind == "D":
-                return Changed(relation, before, None)
+                return Changed(relation, before, None, known)
             part = message.kind()
         if part != "N":
             raise Malformed(f"a row of kind {part!r}")
         after = message.row()
         if before is not None:
             after = tuple(old if new is UNCHANGED else new for old, new in zip(before, after, strict=True))
-        return Changed(relation, before, after)
+        return Changed(relation, before, after, known)

@@ -8,7 +8,8 @@ Changes are *peeked* and not consumed: the slot is advanced when their transacti
 what it gives again after a crash in between is known by its place and left out.
 
 Invariants: the slot's confirmed place never passes the position in the log; a transaction of Postgres goes into the log
-as a whole.
+as a whole; what is left out as known ends with the very transaction that was read last. (A server that was put back
+from a copy of its files, the slot among them, gives new transactions under places that were read.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 import psycopg
+from msgspec.structs import replace
 from psycopg import pq, sql
 from psycopg.adapt import Transformer
 from psycopg.conninfo import make_conninfo
@@ -42,6 +44,8 @@ class ChangesAt(msgspec.Struct, frozen=True):
     table: int
     slot: str
     lsn: int
+    last: int = -1  # where the last transaction that was read ends; 0: none was; -1: written before this was told
+    last_us: int = 0  # and when it was committed
 
 
 class ChangesConnection:
@@ -178,7 +182,7 @@ class ChangesConnection:
         if len(there) == count:
             return Portion(rows, complete=False)
         self._end_snapshot()
-        return self._portion(rows, self._point)
+        return self._portion(rows, ChangesAt(self._system, self._oid, self._source.slot, self._point, last=0))
 
     def _end_snapshot(self) -> None:
         for connection in (self._reader, self._maker):
@@ -203,36 +207,62 @@ class ChangesConnection:
 
     def _changes(self, connection: psycopg.Connection[Any], known: ChangesAt, count: int) -> Portion:
         now = connection.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint").fetchone()
-        peeked = connection.execute(
-            "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, NULL, %s, 'proto_version', '1', "
-            "'publication_names', %s)",
-            (known.slot, count, known.slot),
-        ).fetchall()
+        assert now is not None
+        if now[0] < known.lsn:
+            raise self._put_back(f"its write-ahead log ends at {_lsn(now[0])}")
+        peeked = self._peeked(connection, known, count=count)
+        there = [one for one in peeked if one.end_lsn <= known.lsn]  # in the log: the slot had not been advanced
+        if there and known.last >= 0:
+            if len(there) == len(peeked) and there[-1].end_lsn < known.last:
+                there = self._peeked(connection, known, until=_lsn(known.lsn))  # all of them, before any is let go of
+            last = max((one for one in there if one.end_lsn <= known.lsn), key=lambda one: one.end_lsn)
+            if (last.end_lsn, last.at_us) != (known.last, known.last_us):
+                raise self._put_back(f"the last transaction up to there, at {_lsn(last.end_lsn)}, is not the one read")
         transformer: Any = Transformer(connection)
         rows: list[SourceRow] = []
-        lsn = known.lsn
-        try:
-            for transaction in pgoutput.Decoder().transactions(data for (data,) in peeked):
-                if transaction.end_lsn <= known.lsn:
-                    continue  # in the log already; the slot had not been advanced
-                made = [row for change in transaction.changes for row in self._rows(transformer, change, transaction)]
-                if self._refused(made):
-                    break
-                rows += made
-                lsn = transaction.end_lsn
-        except pgoutput.Malformed as why:
-            raise SourceError(f"{self._source.where}: the server sends what is no pgoutput 1: {why}.") from None
-        if lsn == known.lsn:
+        at = known
+        for transaction in (one for one in peeked if one.end_lsn > known.lsn):
+            made = [row for change in transaction.changes for row in self._rows(transformer, change, transaction)]
+            if self._refused(made):
+                break
+            rows += made
+            at = replace(known, lsn=transaction.end_lsn, last=transaction.end_lsn, last_us=transaction.at_us)
+        if at is known:
             if self._stop is not None:
                 raise self._stop
-            assert now is not None
             if not peeked and now[0] - known.lsn > LAG_BYTES_MAX:
-                return self._portion([], now[0])  # other tables' changes: the server need not keep them for us
+                return self._portion([], replace(known, lsn=now[0]))  # others' changes: they need not be kept for us
             if peeked:  # all of it is in the log: the one before us ended before it could tell the slot
                 self._advance(connection, known)
             self._exhausted = not peeked
             return Portion()
-        return self._portion(rows, lsn)
+        return self._portion(rows, at)
+
+    def _peeked(
+        self,
+        connection: psycopg.Connection[Any],
+        known: ChangesAt,
+        *,
+        until: str | None = None,
+        count: int | None = None,
+    ) -> list[pgoutput.Transaction]:
+        found = connection.execute(
+            "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, %s, %s, 'proto_version', '1', "
+            "'publication_names', %s)",
+            (known.slot, until, count, known.slot),
+        ).fetchall()
+        try:
+            return list(pgoutput.Decoder().transactions(data for (data,) in found))
+        except pgoutput.Malformed as why:
+            raise SourceError(f"{self._source.where}: the server sends what is no pgoutput 1: {why}.") from None
+
+    def _put_back(self, found: str) -> SourceDiverged:
+        assert self._known is not None
+        return SourceDiverged(
+            f"{self._source.where}: it was read up to {_lsn(self._known.lsn)}, and {found}: the server was put back "
+            "from a copy and went another way. Changes under places that were read would be left out, so nothing was "
+            "read. Put the newer one back, or read the table into another topic."
+        )
 
     def _rows(
         self, transformer: Any, change: pgoutput.Changed, transaction: pgoutput.Transaction
@@ -241,6 +271,12 @@ class ChangesConnection:
             return []
         before, after = (_loaded(transformer, change.relation, row) for row in (change.before, change.after))
         at = f"the transaction that ends at {_lsn(transaction.end_lsn)}"
+        if not change.known:
+            why = (
+                "the table's REPLICA IDENTITY was not FULL then, so what the row was is not known. "
+                "ALTER TABLE … REPLICA IDENTITY FULL, and read the table into another topic"
+            )
+            return [SourceRow(f"{self._source.table}, a change in {at}", None, shown({"after": after}), why)]
         if before is None:
             return [self._row("insert", None, after, at)]
         if after is None:
@@ -267,8 +303,8 @@ class ChangesConnection:
             )
         return bad is not None
 
-    def _portion(self, rows: Sequence[SourceRow], lsn: int) -> Portion:
-        self._known = ChangesAt(self._system, self._oid, self._source.slot, lsn)
+    def _portion(self, rows: Sequence[SourceRow], at: ChangesAt) -> Portion:
+        self._known = at
         return Portion(rows, {self._name: msgspec.json.encode(self._known)})
 
     def committed(self) -> None:

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
 from semel import Topic
 from semel.host.postgres import PostgresServer
-from semel.ports import Step
+from semel.ports import Done, Step
+from semel.source_ports import Portion
 from semel.sources import Change, PostgresChanges, pgoutput
-from semel.sources.postgres_changes_connection import ChangesConnection
+from semel.sources.postgres_changes_connection import ChangesAt, ChangesConnection
 from semel.sources.source import SourceDiverged, SourceError
 from tests.sources.world import Died, Reader, die, keys, values
 from tests.support.outboxlog import OutboxLog
@@ -276,3 +278,71 @@ def test_messages_that_end_early_are_refused() -> None:
     for wrong in ([insert, commit], [commit], [begin, insert, commit], [begin, relation], [b"Z"]):
         with pytest.raises(pgoutput.Malformed):
             list(pgoutput.Decoder().transactions(wrong))
+
+
+def test_an_update_without_what_was_is_no_insert(topic: Declared) -> None:
+    """REPLICA IDENTITY is taken back while the ingest runs: an update then tells the new row only."""
+    with connect(topic) as connection:
+        insert(connection, 1)
+    log = OutboxLog()
+    reader = Reader(log, topic, follow=True)
+    reader.turn(2)
+    with connect(topic) as connection:
+        connection.execute("UPDATE items SET name = 'x'")
+        connection.commit()
+        connection.execute("ALTER TABLE items REPLICA IDENTITY DEFAULT")
+        connection.execute("UPDATE items SET name = 'y'")
+    with pytest.raises(SourceError, match="REPLICA IDENTITY was not FULL"):
+        reader.turn(3)
+    assert changes(log) == [("read", None, "n1"), ("update", "n1", "x")]
+
+
+def _went_on(**said: Any) -> Any:
+    return lambda at: msgspec.structs.replace(at, **{name: change(getattr(at, name)) for name, change in said.items()})
+
+
+@pytest.mark.parametrize(
+    ("altered", "why"),
+    [
+        (_went_on(last_us=lambda us: us - 1), "is not the one read"),
+        (_went_on(last=lambda lsn: lsn - 1), "is not the one read"),
+        (_went_on(last=lambda lsn: lsn + 1, lsn=lambda lsn: lsn + 1), "is not the one read"),
+        (_went_on(lsn=lambda lsn: lsn + (1 << 30)), "write-ahead log ends at"),
+        (_went_on(last=lambda lsn: -1, last_us=lambda us: 0), ""),  # of a version that did not tell it
+        (_went_on(), ""),
+    ],
+)
+def test_a_server_that_went_another_way_under_places_that_were_read_stops(
+    topic: Declared, altered: Any, why: str
+) -> None:
+    """A copy of the server's files is put back, its slot in it, and is written to: its new transactions lie where
+    others were read. Seen from the ingest: what is left out as known is not what it has read."""
+    source = topic.source
+    assert isinstance(source, PostgresChanges)
+    first = ChangesConnection(source, topic)
+    assert first.claim({}) == Done()
+    portion = first.read(100)
+    with connect(topic) as connection:
+        insert(connection, 1)
+        connection.commit()
+        insert(connection, 2)
+        connection.commit()
+        portion = first.read(100)  # and dies before it tells the slot
+        first.close()
+        insert(connection, 3)
+    assert isinstance(portion, Portion) and len(portion.rows) == 2
+    ((name, said),) = portion.positions.items()
+    assert said is not None
+    at = altered(msgspec.json.decode(said, type=ChangesAt))
+    heir = ChangesConnection(source, topic)
+    try:
+        assert heir.claim({name: msgspec.json.encode(at)}) == Done()
+        if why:
+            with pytest.raises(SourceDiverged, match=why):
+                heir.read(100)
+            return
+        found = [heir.read(1) for _ in range(4)]  # a change at a time: the slot follows what was compared
+        ids = [msgspec.json.decode(row.value)["after"]["id"] for one in found for row in one.rows]  # type: ignore
+        assert ids == [3]
+    finally:
+        heir.close()
