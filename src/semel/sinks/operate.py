@@ -360,7 +360,9 @@ class Delivery:
             self._settled()
             for owner, one in zip(owners, there, strict=True):
                 log = one.log
-                said = Progress(one.incarnation, log.topic_id, log.partitions, one.position, one.run)
+                # Dead letters stay what they are, from wherever the log is delivered again.
+                refused = cuts.refused_in(now, log)
+                said = Progress(one.incarnation, log.topic_id, log.partitions, one.position, one.run, None, refused)
                 self._judged(
                     owner.append(TopicPartition(self._topic, one.partition), cuts.encoded(said), now_ms),
                     "Partitions before it were moved, and the delivery stops until the same move is made again.",
