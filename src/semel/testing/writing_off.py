@@ -47,9 +47,9 @@ class _World:
         self.now_ms = int(time.time() * 1000)
         self._count = 0
 
-    def put(self, poison: bytes) -> None:
-        """Three records, the poison under a key of its own, three more."""
-        for n in range(7):
+    def put(self, poison: bytes, alone: bool = False) -> None:
+        """Three records, the poison under a key of its own, three more; or the poison alone."""
+        for n in (3,) if alone else range(7):
             row = self.stand.row(self._count, f"k{self._count}", self._count)
             offset = self.log.append(self.outbox, 0, row.key, poison if n == 3 else row.value, at=1_000)
             if n == 3:
@@ -100,6 +100,11 @@ def written_off(stand: Stand) -> None:
         world.turned(delivery)
         delivery.close()
         world.holds(f"after {poison!r} became a dead letter")
+    world.put(stand.subject.poison[0], alone=True)
+    delivery, _ = world.delivery()
+    world.turned(delivery)
+    delivery.close()
+    world.holds("after a batch of nothing but poison")
     for step in (Step.REFUSE_BEFORE, Step.REFUSE_AFTER):
         world.put(stand.subject.poison[0])
         delivery, steps = world.delivery()
