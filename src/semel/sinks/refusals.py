@@ -27,6 +27,7 @@ from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.streams.task import ERRORS, REASON_LENGTH_MAX
 
 KEY = b"refused"
+NO_LETTER = "It does not become a dead letter"
 IN_A_ROW_MAX = 100  # so many refused records without a taken one between: the table is wrong, not the records
 KEPT_MAX = 1_000  # of one partition, in what its outbox still holds
 SINK = "__semel.errors.sink"  # the header that tells a sink's dead letters from those of a read
@@ -151,7 +152,7 @@ def letter(dlq: TopicInfo, sink: Sink[Any, Any], refused: Refused) -> NewRecord:
 
 
 def no_letter(why: RowRefused) -> str:
-    return f"It does not become a dead letter: {why.doubt}. " if why.doubt else ""
+    return f"{NO_LETTER}: {why.doubt}. " if why.doubt else ""
 
 
 def said(topic: str, where: str, at: TopicPartition, why: RowRefused) -> str:
