@@ -53,7 +53,8 @@ BUGS = [
         (
             Edit(
                 "sinks/delivery.py",
-                "        except RowRefused as why:\n            self._refused(lane, claim, rows, why)\n            return 0\n",
+                "        except RowRefused as why:\n"
+                "            self._refused(lane, claim, rows, why)\n            return 0\n",
                 "        except RowRefused:\n            outcome = Done()\n",
             ),
         ),
