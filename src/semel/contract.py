@@ -355,3 +355,30 @@ class Rows(Sequence[Row]):
 
     def __repr__(self) -> str:
         return f"Rows({list(self)!r})"
+
+
+def cannot_leave_out(contract: Contract) -> str:
+    """Why a record that the sink refuses cannot become a dead letter; "" where it can. Once it is written off, nobody
+    may write it: neither an owner that was superseded before, nor a request of his that is still under way."""
+    if contract.guarantee.rank < Guarantee.ONCE_IN_WINDOW.rank:
+        return f"its contract is {contract.guarantee}, so the record could be in the dead letters and at the sink"
+    if contract.window is not None:
+        return (
+            f"it forgets what it has seen after {contract.window}, so a late request of a superseded owner could still "
+            "write the record after it became a dead letter"
+        )
+    stops = {
+        Fence.EPOCH_IN_TRANSACTION: contract.position is PositionIn.SINK,
+        Fence.TRANSACTIONAL_ID: True,
+        # What it refuses it refuses whoever asks: by the cut's form, or by the answer that is kept under the key.
+        Fence.CREATE_ONLY: contract.identity is Identity.CUT,
+        Fence.FIRST_ANSWER: contract.identity is Identity.REQUEST_KEY,
+    }
+    if stops.get(contract.fence, False):
+        return ""
+    if contract.fence is Fence.OLDER_VERSION_LOSES:
+        return (
+            "a superseded owner is stopped there by the version of what was written since, and a refused record leaves "
+            "none, so he could still write the record after it became a dead letter"
+        )
+    return "nothing there stops a superseded owner from writing the record after it became a dead letter"

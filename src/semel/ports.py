@@ -280,6 +280,12 @@ class Owner(Protocol):
         reads what is there; this never initialises by itself, which could put out a newer owner unseen."""
         ...
 
+    def together(self, records: Sequence[NewRecord]) -> Outcome:
+        """As `append`, of several partitions: all of them or none. For the rare transaction that must be (a refused
+        record and its dead letter): on a log whose transactions a late EndTxn can tear (FAULTS B1), who implements this
+        begins none over connections that were lost before."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -47,6 +47,9 @@ class Step(StrEnum):
     DECIDE_AFTER = "decide.after"  # it is committed in the log that the sink shall commit
     SETTLE_BEFORE = "settle.before"  # a new owner has read that a cut is in doubt
     SETTLE_AFTER = "settle.after"  # what a former owner left at the sink is committed or gone
+    # … of a record that the sink will never take, under on_error="dead-letter".
+    REFUSE_BEFORE = "refuse.before"  # the sink has refused it, nobody else knows
+    REFUSE_AFTER = "refuse.after"  # it is a dead letter and written off in the log, no batch was written without it
     OBJECT_BEFORE = "object.before"
     OBJECT_AFTER = "object.after"  # the object is there, no manifest tells of it
     ROWS_BEFORE = "rows.before"

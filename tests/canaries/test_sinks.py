@@ -9,6 +9,8 @@ import pytest
 from tests.canaries.test_processor_and_sinks import Bug, Edit
 from tests.canaries.test_processor_and_sinks import test_a_planted_bug_is_found as planted_and_found
 
+REFUSALS = "tests/sinks/test_refusals.py::"
+
 BUGS = [
     Bug(
         "S2: outputs are written outside the transaction",
@@ -51,12 +53,45 @@ BUGS = [
         (
             Edit(
                 "sinks/delivery.py",
-                "        except RowRefused as why:\n            each =",
-                "        except RowRefused as why:\n            return Done()\n            each =",
+                "        except RowRefused as why:\n"
+                "            self._refused(lane, claim, rows, why)\n            return 0\n",
+                "        except RowRefused:\n            outcome = Done()\n",
             ),
         ),
         ("tests/sinks/test_delivery.py::test_a_record_that_the_sink_refuses_stops_and_is_named",),
         "DID NOT RAISE",
+    ),
+    Bug(
+        "S11: a refused record is not written down",
+        (Edit("sinks/delivery.py", "lane.owner.together([letter, behind])", "lane.owner.together([letter])"),),
+        (REFUSALS + "test_any_history",),
+    ),
+    Bug(
+        "S11: the dead letter is outside of the transaction",
+        (
+            Edit(
+                "sinks/delivery.py",
+                "        if not self._concluded(lane, lane.owner.together([letter, behind])):\n",
+                "        if not self._concluded(lane, lane.owner.together([letter])):\n            return\n"
+                "        if not self._concluded(lane, lane.owner.together([behind])):\n",
+            ),
+        ),
+        (REFUSALS + "test_any_history",),
+    ),
+    Bug(
+        "S11: what was written off is not read back",
+        (Edit("sinks/delivery.py", "lane.refused = self._written_off(lane, here)", "self._written_off(lane, here)"),),
+        (REFUSALS + "test_any_history",),
+    ),
+    Bug(
+        "S11: an owner goes on that has lost the log between initialising and claiming",
+        (Edit("sinks/delivery.py", "if self._by_log and not self._still_owned(lane, here, claim):", "if False:"),),
+        (REFUSALS + "test_an_owner_who_claims_the_sink_late_is_found",),
+    ),
+    Bug(
+        "S11: a cut's refusal is not written down",
+        (Edit("sinks/cut_delivery.py", "lane.owner.together([letter, *behind])", "lane.owner.together([letter])"),),
+        (REFUSALS + "test_any_history",),
     ),
     Bug(
         "S13: a position is moved on from wherever it stands",

@@ -1,7 +1,8 @@
 """Where the HTTP sink posts to, in a process of its own: `hook.py KIND DATABASE PORT`.
 
 POST /hookSUFFIX inserts {"id": …, "n": …}; GET /rowsSUFFIX shows what is there. `ours`: behind semel.receiver, whose
-keys expire after half a second (EXPIRES_S). `naive`: the same insert, as it is mostly written, without it.
+keys expire after half a second (EXPIRES_S), and which keeps refusals with KEPT only. `naive`: the same insert, as it is
+mostly written, without it.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ def app_of(kind: str, database: str) -> Any:
     routes = [Route("/hook{suffix:path}", post, methods=["POST"]), Route("/rows{suffix:path}", rows)]
     if kind != "ours":
         return Starlette(routes=routes)
-    # An error is not kept: once the receiver takes a record, the sink's next try brings it in.
+    # An error is not kept (unless KEPT): once the receiver takes a record, the sink's next try brings it in.
     ours = Middleware(
         Receiver,
         keys=SQLiteKeys(database),
         expires_s=float(os.environ.get("EXPIRES_S", "0.5")),
         purge_every_s=0.1,
-        final=lambda status: status < 400,
+        **({} if os.environ.get("KEPT") else {"final": lambda status: status < 400}),
     )
     return Starlette(routes=routes, middleware=[ours])
 

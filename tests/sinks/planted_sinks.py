@@ -114,9 +114,9 @@ ANY_SINK: dict[str, tuple[Callable[[Make], Make], tuple[str, ...]]] = {
     # the mistake: how it is planted, the trials that must find it
     "unknown taken for done": (lambda make: _writing(make, _done_or_unknown), ("lost_before",)),
     "unknown taken for failed": (lambda make: _writing(make, _done_or_failed), ("lost_after",)),
-    "poison dropped silently": (lambda make: _writing(make, _skips_poison), ("poison",)),
+    "poison dropped silently": (lambda make: _writing(make, _skips_poison), ("poison", "written_off")),
     "a batch up to its poison": (lambda make: _writing(make, _up_to_poison), ("poison",)),
-    "the wrong record blamed": (lambda make: _writing(make, _blames_the_first), ("poison",)),
+    "the wrong record blamed": (lambda make: _writing(make, _blames_the_first), ("poison", "written_off")),
     "deletes forgotten": (lambda make: _writing(make, _forgets_deletes), ("deletes",)),
     "a record lost": (lambda make: _writing(make, _without_the_last), ("plain", "replay")),
     "a re-created log taken for the old one": (

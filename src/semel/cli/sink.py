@@ -68,7 +68,9 @@ def _listed(at: _At, name: str, write: Write) -> tuple[dict[str, Any], tuple[str
         with _delivery(at, name, write) as one:
             standing = one.standing
             waiting = many_of(sum(place.waiting for place in standing.places))
-            row = (name, contract, f"{len(standing.places)}", waiting, _state(standing), one.where)
+            refused = sum(place.refused for place in standing.places)
+            told = f"; {many_of(refused)} refused, in {at.name}.dlq" if refused else ""
+            row = (name, contract, f"{len(standing.places)}", waiting, _state(standing), one.where + told)
             return {"contract": contract, **_as_json(standing)}, row
     except SemelError as why:
         said = {"contract": contract, "state": "refused", "problem": str(why)}
@@ -101,6 +103,10 @@ def show(app: App, sink: Sink, on: On = None, json_lines: Json = False) -> None:
         print("WAITING: committed records that were not delivered. LAG counts offsets, also those of markers.")
         for partition in one.under_way:
             print(f"partition {partition}: a cut is under way; the next start, or `semel sink drain`, finishes it.")
+        for place in standing.places:
+            if place.refused:
+                letters = f"{many(place.refused)} of this outbox refused: in {at.name}.dlq, and left out"
+                print(f"partition {place.at.partition}: {letters}.")
         left = one.delivery.prepared()
         for name in () if isinstance(left, NotDone) else left:
             print(f"prepared, and not settled: {name}; the next start, or `semel sink drain`, settles it.")
@@ -509,6 +515,7 @@ def _as_json(standing: Standing) -> dict[str, Any]:
         "incarnation": standing.incarnation,
         "waiting": sum(place.waiting for place in standing.places),
         "lag": sum(place.lag for place in standing.places),
+        "refused": sum(place.refused for place in standing.places),
         "problem": standing.problem or standing.away or None,
     }
 
@@ -521,6 +528,7 @@ def _place_as_json(place: Place) -> dict[str, Any]:
         "end": place.end,
         "lag": place.lag,
         "waiting": place.waiting,
+        "refused": place.refused,
         "incarnation": place.incarnation,
         "owner": place.owner or None,
         "problem": place.problem or None,

@@ -404,6 +404,12 @@ def dead_letters(f: Facts) -> Finding | None:
     return Finding(None, f"records of {f.read.topic.name} that cannot be decoded go to the dead letters instead")
 
 
+def refused_by_the_sink(f: Facts) -> Finding | None:
+    if f.write.on_error != "dead-letter":
+        return None
+    return Finding(None, f"records that {f.write.target} refuses go to the dead letters instead, each once")
+
+
 RULES = (
     Rule("mode: exactly-once", exactly_once_mode, "KIP-98, KIP-447"),
     Rule("mode: at-least-once", at_least_once_mode, "DESIGN §5"),
@@ -425,6 +431,7 @@ RULES = (
     Rule("the sink is a log", where_the_sink_is_a_log, "FAULTS B1; guarantees/readers.py"),
     Rule("durability=os", durability_os, "DESIGN §4; FAULTS B25, S12"),
     Rule("dead letters", dead_letters, "FAULTS S11"),
+    Rule("dead letters of the sink", refused_by_the_sink, "FAULTS S11; docs/sinks.md"),
 )
 
 

@@ -43,7 +43,10 @@ class EmbeddedOwner:
         self._open.clear()
 
     def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
-        sent = self.send([NewRecord(*at, key, value, now_ms) for key, value in records])
+        return self.together([NewRecord(*at, key, value, now_ms) for key, value in records])
+
+    def together(self, records: Sequence[NewRecord]) -> Outcome:
+        sent = self.send(records)
         return self.commit() if isinstance(sent, Done) else sent
 
     def send(self, records: Sequence[NewRecord]) -> Outcome:

@@ -389,9 +389,11 @@ def delivery_of(
     given: dict[str, Any] = {"app": run.name, "outbox": outbox, "value_type": write.value, "steps": steps, "say": say}
     given["sole_owner"] = run.url.startswith(EMBEDDED)
     given["keep_ms"] = None if run.app.keep is None else round(run.app.keep.total_seconds() * 1000)
+    if write.on_error == "dead-letter":
+        given["dead_letters"] = g.internal_name(run.name, "", g.InternalKind.DEAD_LETTER)
     if sink.contract.position is PositionIn.DELIVERY_TOPIC:
         return CutDelivery(log, sink, owners=owners, rule=rule, **given)
-    return Delivery(log, sink, accept=write.accept, **given)
+    return Delivery(log, sink, accept=write.accept, owners=owners, **given)
 
 
 class _Owner(Owner, Ingestor, Protocol):

@@ -25,7 +25,8 @@ WHO = {
     **dict.fromkeys(("tasks", "output", "offsets", "commit"), "worker"),
     **dict.fromkeys(("decision", "markers", "sync"), "log"),
     **dict.fromkeys(
-        ("claim", "batch", "cut", "object", "prepare", "decide", "settle", "rows", "position", "sink"), "delivery"
+        ("claim", "batch", "cut", "object", "prepare", "decide", "settle", "refuse", "rows", "position", "sink"),
+        "delivery",
     ),
     "ingest": "ingest",
     "move": "a person",  # in no run; the contract kit has it
@@ -55,6 +56,8 @@ STEPS = {
     "decide.after": "it is committed in the log that the sink shall commit",
     "settle.before": "a new owner has read that a cut is in doubt",
     "settle.after": "what a former owner left at the sink is committed or gone",
+    "refuse.before": "the sink has refused a record for good, nobody else knows",
+    "refuse.after": "it is a dead letter and written off in the log, nothing is written without it yet",
     "object.before": "before an object is put",
     "object.after": "the object is there, no manifest tells of it",
     "rows.before": "in the sink's transaction, before its rows",

@@ -35,7 +35,7 @@ from semel.proof.processes import ProofError
 from semel.sources.positions import ENDING as POSITIONS_ENDING
 from semel.sources.positions import GROUP_ENDING
 from semel.streams import graph as g
-from semel.verify.oracle import Committed, Row, input_record, origin_of
+from semel.verify.oracle import Committed, Row, input_record, origin_of, refused_of
 from semel.verify.workload import Given
 
 PARTITIONS = 4
@@ -425,7 +425,7 @@ def _quietly(future: Any) -> None:
 def _rows(records: Records) -> list[Row]:
     headers: Sequence[Headers | None] = records.headers or [None] * len(records.offsets)
     return [
-        Row(o, t, k, v, origin_of(h))
+        Row(o, t, k, v, origin_of(h), refused_of(h))
         for o, t, k, v, h in zip(
             records.offsets, records.timestamps, records.keys, records.values, headers, strict=True
         )

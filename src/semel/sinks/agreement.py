@@ -49,7 +49,7 @@ def agreed(
                 f"{place}: it holds what was delivered up to offset {position} of {outbox}, and "
                 f"{topic} knows of no delivery: the log was put back, or that topic was made anew. {CHOICE}"
             )
-        return Progress(incarnation, here.topic_id, here.partitions, 0, "")
+        return Progress(incarnation, here.topic_id, here.partitions, 0, "", refused=cuts.refused_in(found, here))
     same_topic(place, outbox, found, here)
     bound = _bound(found)
     if position > bound:

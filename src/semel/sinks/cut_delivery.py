@@ -11,6 +11,9 @@ transaction ends the claim, and the next one initialises and reads again (FAULTS
 not: the same cut is sent again, because it is the same cut whoever sends it. At a sink that prepares (`two_phase.py`) a
 failure before the decision ends the claim, too: what is prepared is settled, and prepared anew under another number;
 after the decision the same commit is asked for again.
+
+A record that the sink refuses was not written, so its cut can be sent without it, once that is a record of the delivery
+topic (`refusals.py`): the claim ends, and the next owner sends the same cut, less what is written off.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from semel.ports import (
     Done,
     Fenced,
     Log,
+    NewRecord,
     NewTopic,
     NoSteps,
     NotDone,
@@ -45,7 +49,7 @@ from semel.ports import (
     TwoPhaseConnection,
     Unknown,
 )
-from semel.sinks import cuts, group_position, keep, origin, two_phase
+from semel.sinks import cuts, group_position, keep, origin, refusals, two_phase
 from semel.sinks.agreement import CHOICE, agreed, alone, not_past_the_end, same_topic
 from semel.sinks.cuts import Cut, Progress, Rule, Undecided
 from semel.sinks.sink import Ahead, Diverged, RowRefused, SinkError
@@ -97,7 +101,8 @@ class CutDelivery:
 
     `sole_owner`: this log has no other member (an embedded one). Being fenced by the sink then means that a copy of it
     is in use, and claiming again would only pass the sink back and forth between two logs that went different ways.
-    `rule` instead of the sink's: who drains an outbox waits for nothing more to come."""
+    `rule` instead of the sink's: who drains an outbox waits for nothing more to come. `dead_letters`: the topic of
+    records that the sink refuses; "": they stop the delivery."""
 
     def __init__(
         self,
@@ -110,13 +115,14 @@ class CutDelivery:
         value_type: object = None,
         sole_owner: bool = False,
         rule: Rule | None = None,
+        dead_letters: str = "",
         keep_ms: int | None = keep.DEFAULT_MS,
         steps: Steps | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._log, self._sink, self._owners = log, sink, owners
         self._app, self._outbox, self._value_type = app, outbox, value_type
-        self._sole_owner = sole_owner
+        self._sole_owner, self._dead_letters = sole_owner, dead_letters
         self._topic = cuts.delivery_topic(outbox)
         self._rule: Rule = rule or getattr(sink, "rule", None) or Rule()
         self._form: str = getattr(sink, "form", "")
@@ -135,6 +141,7 @@ class CutDelivery:
         self._now_ms = 0
         self._told_ms = 0
         self._truncation = Truncation(log, keep_ms, say)
+        self.refused = 0  # records that this delivery has made dead letters
 
     def join(self) -> None:
         """Enters the group. The outbox exists and may lose nothing by itself; the delivery topic is created."""
@@ -433,12 +440,13 @@ class CutDelivery:
         count = bisect_left(lane.rows.offsets, cut.end)
         rows = lane.rows[:count]
         self._check_same(lane, cut, rows)
+        sent = refusals.taken(rows, progress.refused, self._sink.where, lane.at)
         if lane.doubtful and not self._still_told(lane, cut, again=False):
             return 0
         self._memory.remind(cut)
         try:
             if self._decides:
-                if not cut.decided and not self._prepare(lane, progress, claim, rows):
+                if not cut.decided and not self._prepare(lane, progress, claim, sent):
                     return 0
                 progress = lane.progress or progress
                 self._steps.reached(Step.SINK_BEFORE)
@@ -446,13 +454,10 @@ class CutDelivery:
             else:
                 self._steps.reached(Step.SINK_BEFORE)
                 write = cast(SinkConnection, self._connection).write
-                outcome = write(claim, cut.start, cut.end, cut.mark, rows)
+                outcome = write(claim, cut.start, cut.end, cut.mark, sent)
         except RowRefused as why:
-            raise SinkError(
-                f"{self._sink.where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: "
-                f"{why}. Neither it nor what follows in its partition was delivered. Make the sink take it, then "
-                "start the app again: the delivery goes on at that record's cut."
-            ) from None
+            self._refused(lane, progress, rows, why)
+            return 0
         match outcome:
             case NotDone(reason) | Unknown(reason):
                 lane.doubtful = lane.doubtful or isinstance(outcome, Unknown)
@@ -478,6 +483,32 @@ class CutDelivery:
             self._log.resume([lane.at])
         self._trouble.mended(lane.at)
         return count
+
+    def _refused(self, lane: _Lane, progress: Progress, rows: Sequence[Row], why: RowRefused) -> None:
+        """The record is a dead letter and written off, in one transaction of the log; or the end."""
+        where = self._sink.where
+        if not self._dead_letters or why.doubt:
+            raise SinkError(
+                f"{where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: {why}. "
+                f"{refusals.no_letter(why) if self._dead_letters else ''}Neither it nor what follows in its partition "
+                "was delivered. Make the sink take it, then start the app again: the delivery goes on at that record's "
+                "cut."
+            ) from None
+        self._steps.reached(Step.REFUSE_BEFORE)
+        assert lane.owner is not None
+        refusal = refusals.Refused(lane.at, rows, why, progress.refused, progress.mark, progress.incarnation)
+        letter, more = refusals.written_off(self._log, self._dead_letters, self._sink, refusal)
+        without = replace(progress, refused=more)
+        behind = [NewRecord(*lane.decisions, key, value, self._now_ms) for key, value in cuts.encoded(without)]
+        if not self._concluded(lane, without, lane.owner.together([letter, *behind])):
+            return
+        self._steps.reached(Step.REFUSE_AFTER)
+        self.refused += 1
+        self._say(refusals.said(self._dead_letters, where, lane.at, why))
+        self._log.pause([lane.at])
+        lane.progress = lane.claim = None
+        lane.empty(0)
+        lane.due_ms = self._now_ms
 
     def _still_told(self, lane: _Lane, cut: Cut, *, again: bool) -> bool:
         """Whether a sink with a window still tells what it has seen of a cut that may have been sent before."""

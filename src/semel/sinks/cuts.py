@@ -17,7 +17,7 @@ from itertools import accumulate
 
 import msgspec
 
-from semel.contract import Rows
+from semel.contract import LogIdentity, Rows
 from semel.ports import Log, TopicPartition
 from semel.sinks.sink import Diverged, SinkError
 
@@ -41,7 +41,20 @@ class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
     seen: str = ""  # … and what the sink had counted by then (window.py)
 
 
-class Progress(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """A record that the sink will never take, which is a dead letter and is left out (`refusals.py`)."""
+
+    offset: int
+    checksum: int  # of the record: another one at that offset is not left out
+    row: int  # so many in a row were refused, this one included
+
+
+class Refusals(msgspec.Struct, frozen=True, omit_defaults=True):
+    kept: tuple[Refusal, ...] = ()  # by offset; those that the outbox still held when the last one was written down
+    total: int = 0  # ever, of this outbox
+
+
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     """The record of one partition. `mark` is of the last record below `position`, "" when there is none."""
 
     incarnation: int
@@ -50,6 +63,7 @@ class Progress(msgspec.Struct, frozen=True):
     position: int
     mark: str
     cut: Cut | None = None
+    refused: Refusals = Refusals()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +74,13 @@ class Rule:
     records: int = 10_000
     bytes: int = 8 << 20
     ms: int = 10_000
+
+
+def refused_in(found: Progress | None, here: LogIdentity) -> Refusals:
+    """What a new beginning in the same outbox leaves out as before; the offsets of another one name other records."""
+    if found is None or (found.topic_id, found.partitions) != (here.topic_id, here.partitions):
+        return Refusals()
+    return found.refused
 
 
 def delivery_topic(outbox: str) -> str:
@@ -80,15 +101,7 @@ def read_progress(log: Log, at: TopicPartition, *, beside: bool = False) -> Prog
     """What the delivery topic's partition says last; None where no cut was ever decided. Read committed, up to its end:
     the caller has initialised its transactional id, so nothing of a former owner is still to come. `beside`: it has
     not, it owns another partition; what is committed there is enough."""
-    first, end = log.starts([at])[at], log.ends([at])[at]
-    last, back = None, TAIL
-    while True:
-        # The last one counts, and is near the end: a log that is not compacted holds two for every cut there ever was.
-        start = max(first, end - back)
-        last = _last(log, at, start, end, beside)
-        if last is not None or start == first:
-            break
-        back *= 16
+    last = read_last(log, at, KEY, beside=beside)
     if last is None:
         return None
     try:
@@ -100,12 +113,25 @@ def read_progress(log: Log, at: TopicPartition, *, beside: bool = False) -> Prog
         ) from None
 
 
-def _last(log: Log, at: TopicPartition, start: int, end: int, beside: bool) -> bytes | None:
+def read_last(log: Log, at: TopicPartition, wanted: bytes, *, beside: bool = False) -> bytes | None:
+    """The last committed value under this key."""
+    first, end = log.starts([at])[at], log.ends([at])[at]
+    back = TAIL
+    while True:
+        # The last one counts, and is near the end: a log that is not compacted holds two for every cut there ever was.
+        start = max(first, end - back)
+        last = _last(log, at, start, end, wanted, beside)
+        if last is not None or start == first:
+            return last
+        back *= 16
+
+
+def _last(log: Log, at: TopicPartition, start: int, end: int, wanted: bytes, beside: bool) -> bytes | None:
     last: bytes | None = None
     waited = 0
     for records in log.read(at, start, end):
         for key, value in zip(records.keys, records.values, strict=True):
-            if key == KEY:
+            if key == wanted:
                 last = value
         waited += records.undecided
         if beside and waited > UNDECIDED_BESIDE:

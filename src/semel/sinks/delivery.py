@@ -7,6 +7,10 @@ Invariant: what is written next begins where the sink's own position says, and o
 ends the claim, and the next one reads the position anew: so an unknown outcome, a lost connection and a superseded
 owner take one path (FAULTS S8, S1). The group's offsets only tell others how far the delivery is; where the sink
 cannot hold a position (a weak sink) they are the position.
+
+Where records that the sink refuses become dead letters, a lane has a transactional id of the log, too (`refusals.py`).
+The claim initialises it, reads what was written off, claims the sink, and writes that down; in this order, so that who
+has read less can neither write off a record nor go on at the sink. A refusal ends the claim like anything but Done.
 """
 
 from __future__ import annotations
@@ -16,14 +20,28 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, cast
 
-from semel.contract import Accept, AtMostOnce, Atomicity, Claim, DeliveryId, LogIdentity, PositionIn, Row, Rows
+from semel.contract import (
+    Accept,
+    AtMostOnce,
+    Atomicity,
+    Claim,
+    DeliveryId,
+    LogIdentity,
+    PositionIn,
+    Row,
+    Rows,
+    cannot_leave_out,
+)
 from semel.ports import (
     Done,
     Fenced,
     Log,
+    NewTopic,
     NoSteps,
     NotDone,
     Outcome,
+    Owner,
+    Owners,
     Position,
     Records,
     Sink,
@@ -34,8 +52,8 @@ from semel.ports import (
     TopicPartition,
     Unknown,
 )
-from semel.sinks import cuts, group_position, keep, origin, positions
-from semel.sinks.cuts import Progress, Rule, Undecided
+from semel.sinks import cuts, group_position, keep, origin, positions, refusals
+from semel.sinks.cuts import Progress, Refusals, Rule, Undecided
 from semel.sinks.pace import Pace, parted
 from semel.sinks.sink import Diverged, RowRefused, SinkError
 from semel.sinks.truncation import Truncation
@@ -67,6 +85,9 @@ class _Lane:
     waiting_bytes: int = 0
     since_ms: int = 0  # when the first of them came
     held: bool = False  # what waits is enough: no more is read
+    owner: Owner | None = None  # where refused records become dead letters
+    refused: Refusals = field(default_factory=Refusals)  # as this owner has read it
+    before: str = ""  # the mark of the last record below `position`
 
 
 @dataclass(slots=True)
@@ -81,7 +102,10 @@ class Delivery:
     was lost, and nothing goes on without a person. `say` is given a sentence when a trouble begins, lasts and ends.
 
     `sole_owner`: this log has no other member (an embedded one). Being fenced then means that a copy of it is in use,
-    and claiming again would only pass the sink back and forth between two logs that went different ways."""
+    and claiming again would only pass the sink back and forth between two logs that went different ways.
+
+    `dead_letters`: the topic of records that the sink refuses; "": they stop the delivery. What was written off before
+    is left out either way; it wants `owners`."""
 
     def __init__(
         self,
@@ -92,6 +116,8 @@ class Delivery:
         outbox: str,
         value_type: object = None,
         accept: Accept | None = None,
+        owners: Owners | None = None,
+        dead_letters: str = "",
         sole_owner: bool = False,
         keep_ms: int | None = keep.DEFAULT_MS,
         steps: Steps | None = None,
@@ -100,6 +126,10 @@ class Delivery:
         self._log, self._sink = log, sink
         self._app, self._outbox, self._value_type = app, outbox, value_type
         self._sole_owner = sole_owner
+        assert owners is not None or not dead_letters, "dead letters want an owner in the log"
+        self._owners, self._dead_letters = owners, dead_letters
+        self._decisions = cuts.delivery_topic(outbox)
+        self._by_log = bool(dead_letters)  # or by `join`, which finds that there were some
         self._at_most_once = isinstance(accept, AtMostOnce)
         self._remembers = sink.contract.position is PositionIn.SINK
         # A sink to which each batch is a file says when one is due; to others it is what a poll has brought.
@@ -121,15 +151,25 @@ class Delivery:
         self._now_ms = 0
         self._told_ms = 0
         self._truncation = Truncation(log, keep_ms, say)
+        self.refused = 0  # records that this delivery has made dead letters
 
     def join(self) -> None:
         """Enters the group. The outbox exists and may lose nothing by itself."""
         origin.check_outbox(self._outbox, self._log.config(self._outbox))
+        if self._dead_letters:
+            partitions = self._log.topics()[self._outbox].partitions
+            self._log.create([NewTopic(self._decisions, partitions, cuts.CONFIG)])
+        elif self._owners is not None and not cannot_leave_out(self._sink.contract):
+            self._by_log = self._decisions in self._log.topics()  # it had dead letters once, and may go back to them
+        if self._by_log:
+            cuts.check_delivery_topic(self._log, self._outbox)
         self._log.join([self._outbox], self)
 
     def close(self) -> None:
         """Lets go of the sink; the session is the caller's. What was read and not written is read again."""
         self._tell(self._lanes.values())
+        for lane in self._lanes.values():
+            _release(lane)
         self._connection.close()
 
     @property
@@ -169,7 +209,8 @@ class Delivery:
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         for at in partitions:
-            self._lanes.pop(at, None)
+            if (lane := self._lanes.pop(at, None)) is not None:
+                _release(lane)
             self._trouble.lanes.discard(at)
 
     # --- one turn ---------------------------------------------------------------------------------------------------
@@ -226,6 +267,12 @@ class Delivery:
             )
         here = LogIdentity(known[self._outbox].topic_id, known[self._outbox].partitions)
         delivery = DeliveryId(self._app, self._sink.name, lane.at.partition)
+        if self._by_log:
+            # Before the sink is claimed: what a former owner could still write off is written off or aborted now.
+            try:
+                lane.refused = self._written_off(lane, here)
+            except Undecided as why:
+                return self._later(lane, str(why))
         if self._remembers:
             claim = self._connection.claim(delivery, here)
             if isinstance(claim, NotDone):
@@ -238,12 +285,47 @@ class Delivery:
             except Undecided as why:
                 return self._later(lane, str(why))
             self._steps.reached(Step.CLAIM_AFTER)
-        lane.claim, lane.mark = claim, claim.run
+        if self._by_log and not self._still_owned(lane, here, claim):
+            return None
+        lane.claim, lane.mark, lane.before = claim, claim.run, claim.run
         lane.position = lane.next = claim.position
         lane.written_ms = self._now_ms
         self._log.seek(lane.at, lane.position)
         self._log.resume([lane.at])
         return None
+
+    def _written_off(self, lane: _Lane, here: LogIdentity) -> Refusals:
+        """Takes the lane's transactional id over, and reads what the log says was refused."""
+        assert self._owners is not None
+        if self._decisions not in self._known:
+            raise SinkError(
+                f"{self._log.name}: the topic {self._decisions} is gone, and with it which records are dead letters "
+                "and must not be written. Nothing more is delivered. Put the topic back; or start the app, which makes "
+                "it anew, if no such record can be delivered again."
+            )
+        if lane.owner is None:
+            lane.owner = self._owners(f"{self._app}.{self._sink.name}.{lane.at.partition}")
+        lane.owner.initialise()
+        return refusals.read(self._log, TopicPartition(self._decisions, lane.at.partition), here)
+
+    def _still_owned(self, lane: _Lane, here: LogIdentity, claim: Claim) -> bool:
+        """Whether the log takes a record of ours after the claim at the sink. Else somebody has initialised the id
+        since and may write off what we have not read: nothing is written under this claim."""
+        assert lane.owner is not None
+        at = TopicPartition(self._decisions, lane.at.partition)
+        record = refusals.written(at, here, claim.epoch, lane.refused, self._now_ms)
+        return self._concluded(lane, lane.owner.together([record]))
+
+    def _concluded(self, lane: _Lane, outcome: Outcome) -> bool:
+        match outcome:
+            case Done():
+                return True
+            case Fenced(reason):
+                self._steps.reached(Step.SINK_FENCED)
+                self._later(lane, reason, FENCED_MS)
+            case NotDone(reason) | Unknown(reason):
+                self._later(lane, f"{self._log.name}: {self._decisions}: {reason}")
+        return False
 
     def _group_claim(self, at: TopicPartition, delivery: DeliveryId, here: LogIdentity) -> Claim:
         """The sink holds no position: the group's offset is it, or what a person has decided since, or the start of the
@@ -353,9 +435,14 @@ class Delivery:
         else:
             lane.mark = lane.mark or origin.NOTHING
         assert lane.next > lane.position, (lane.next, lane.position)
-        outcome = self._written(lane, claim, rows)
+        try:
+            outcome = self._written(lane, claim, refusals.taken(rows, lane.refused, self._sink.where, lane.at))
+        except RowRefused as why:
+            self._refused(lane, claim, rows, why)
+            return 0
         match outcome:
             case Done():
+                lane.before = lane.mark
                 lane.position, lane.written_ms, lane.failures = lane.next, self._now_ms, 0
                 self._mended(lane)
                 return len(rows)
@@ -381,9 +468,15 @@ class Delivery:
             moved = self._moved(place)
             if not isinstance(moved, Done):
                 return moved
-        try:
-            outcome = self._connection.write(claim, lane.position, lane.next, lane.mark, rows)
-        except RowRefused as why:
+        outcome = self._connection.write(claim, lane.position, lane.next, lane.mark, rows)
+        if isinstance(outcome, Done) and not self._remembers and not self._at_most_once:
+            return self._moved(place)
+        return outcome
+
+    def _refused(self, lane: _Lane, claim: Claim, rows: Sequence[Row], why: RowRefused) -> None:
+        """The record is a dead letter and written off, or the end. In one transaction of the log; the next claim reads
+        it back, and goes on without the record."""
+        if not self._dead_letters or why.doubt:
             each = self._sink.contract.atomicity is Atomicity.RECORD
             rest = (
                 "It was not delivered; of what follows in its partition some may have been."
@@ -392,12 +485,24 @@ class Delivery:
             )
             raise SinkError(
                 f"{self._sink.where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: "
-                f"{why}. {rest} Make the {'receiver' if each else 'table'} take it, then start the app again: the "
-                "delivery goes on at that record."
+                f"{why}. {refusals.no_letter(why) if self._dead_letters else ''}{rest} Make the "
+                f"{'receiver' if each else 'table'} take it, then start the app again: the delivery goes on at that "
+                "record."
             ) from None
-        if isinstance(outcome, Done) and not self._remembers and not self._at_most_once:
-            return self._moved(place)
-        return outcome
+        self._steps.reached(Step.REFUSE_BEFORE)
+        assert lane.owner is not None
+        refusal = refusals.Refused(lane.at, rows, why, lane.refused, lane.before, claim.incarnation)
+        letter, more = refusals.written_off(self._log, self._dead_letters, self._sink, refusal)
+        at = TopicPartition(self._decisions, lane.at.partition)
+        behind = refusals.written(at, claim.log, claim.epoch, more, self._now_ms)
+        if not self._concluded(lane, lane.owner.together([letter, behind])):
+            return
+        self._steps.reached(Step.REFUSE_AFTER)
+        self.refused += 1
+        self._say(refusals.said(self._dead_letters, self._sink.where, lane.at, why))
+        self._log.pause([lane.at])
+        lane.claim, lane.due_ms = None, self._now_ms
+        self._forget(lane)
 
     def _moved(self, place: Mapping[TopicPartition, Position]) -> Outcome:
         """The position of a sink that can hold none."""
@@ -451,3 +556,9 @@ def _rows(found: Sequence[Records]) -> Rows:
         list(chain.from_iterable(records.keys for records in found)),
         list(chain.from_iterable(records.values for records in found)),
     )
+
+
+def _release(lane: _Lane) -> None:
+    if lane.owner is not None:
+        lane.owner.close()
+        lane.owner = None

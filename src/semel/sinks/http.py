@@ -186,9 +186,11 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The receiver will never take this record."""
+    """The receiver will never take this record. `kept`: it says that this answer is kept with the key, so that no
+    request with the record, however late, has another one."""
 
     reason: str
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,7 @@ class Misplaced:
 
 Meaning = Answered | Again | Refused | Reused | Misplaced
 SAID = frozenset(("first", "replayed", "not-kept"))  # Semel-Answer: the application itself has answered
+KEPT = frozenset(("first", "replayed"))  # … and this answer is kept with the key
 LATER = frozenset((408, 421, 425, 429))
 AFTER_MAX_S = 300.0
 
@@ -232,7 +235,7 @@ def meaning(status: int, headers: Mapping[str, str], body: bytes, floors: bool, 
         return Reused(told)
     if status in (401, 403, 407):
         return Misplaced(f"{told}. Give it credentials (headers=) that it takes")
-    return Refused(told)
+    return Refused(told, kept=headers.get("semel-answer") in KEPT)
 
 
 def _told(status: int, body: bytes) -> str:

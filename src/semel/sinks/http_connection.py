@@ -203,11 +203,12 @@ class _Batch:
                         self._happened = True
                         self._deadline_s = time.monotonic() + self._sink.patience_s
                     return True
-                case Refused(reason):
+                case Refused(reason, kept):
                     raise RowRefused(
                         f"{reason}. Once the receiver takes it: an error that it has kept with the key "
                         f'"{self._place}/{row.offset}" is replayed until it is removed there (docs/receiver.md)',
                         row.offset,
+                        "" if kept else "its answer does not say that it keeps it with the key (Semel-Answer)",
                     )
                 case Reused(reason):
                     raise Diverged(

@@ -20,7 +20,7 @@ from typing import Any
 from semel.contract import Identity, LogIdentity, PositionIn, Remembered, Settlement
 from semel.errors import SemelError
 from semel.ports import Done, Fenced, Log, NewTopic, NotDone, Outcome, Owner, Owners, Position, Sink, TopicPartition
-from semel.sinks import cuts, group_position, origin, positions
+from semel.sinks import cuts, group_position, origin, positions, refusals
 from semel.sinks.agreement import agreed, alone, gone_back
 from semel.sinks.cuts import Progress, Undecided
 from semel.sinks.group_position import Stands
@@ -46,6 +46,7 @@ class Place:
     owner: str
     updated: str
     problem: str  # why a delivery would stop here; "" when it would go on
+    refused: int = 0  # records of this outbox that the sink refused, and that are dead letters
 
     @property
     def lag(self) -> int:
@@ -117,6 +118,7 @@ class Delivery:
                 Place(
                     at, start, end, None if one is None else one.position, one.incarnation if one else 1, waiting,
                     one.holder if one else "", one.updated if one else "", "" if away else problem,
+                    self._refused(at.partition, here, progress.get(at.partition)),
                 )
             )  # fmt: skip
         progressed = [one for one in progress.values() if one is not None]
@@ -128,6 +130,17 @@ class Delivery:
         ]
         same_log = self._group or all(one == here for one in of_log)
         return Standing(places, here, same_log, away, seen, progress, max(incarnations, default=1), told)
+
+    def _refused(self, partition: int, here: LogIdentity, said: Progress | None) -> int:
+        if self.kind is PositionIn.DELIVERY_TOPIC:
+            return cuts.refused_in(said, here).total
+        known = self._log.topics()
+        if self._topic not in known or partition >= known[self._topic].partitions:
+            return 0
+        try:
+            return refusals.read(self._log, TopicPartition(self._topic, partition), here).total
+        except Undecided as why:
+            raise NotMoved(f"{self._log.name}: {why}. Try again when it has ended (10 s).") from None
 
     @property
     def _alone(self) -> bool:
@@ -304,6 +317,9 @@ class Delivery:
             Remembered(at.partition, 0, incarnation, position, marks[at], standing.log) for at, position in to.items()
         ]
         if self.kind is PositionIn.SINK:
+            known = self._log.topics()
+            if self._topic in known and known[self._topic].partitions != len(to):
+                delete([self._topic])  # what it says was refused is of another outbox
             self._judged(self._connection.move(self._app, standing.seen, self._beyond(standing, there)))
         elif self.kind is PositionIn.DELIVERY_TOPIC:
             self._decided(standing, there, now_ms, delete)
@@ -360,7 +376,9 @@ class Delivery:
             self._settled()
             for owner, one in zip(owners, there, strict=True):
                 log = one.log
-                said = Progress(one.incarnation, log.topic_id, log.partitions, one.position, one.run)
+                # Dead letters stay what they are, from wherever the log is delivered again.
+                refused = cuts.refused_in(now, log)
+                said = Progress(one.incarnation, log.topic_id, log.partitions, one.position, one.run, None, refused)
                 self._judged(
                     owner.append(TopicPartition(self._topic, one.partition), cuts.encoded(said), now_ms),
                     "Partitions before it were moved, and the delivery stops until the same move is made again.",

@@ -97,6 +97,10 @@ def waiting(log: Log, positions: Mapping[TopicPartition, int | None], most: int)
     return count
 
 
+def row_checksum(row: Row) -> int:
+    return _checksum(row.timestamp_ms, row.key, row.value)
+
+
 def checksum(records: Records, at: int) -> int:
     return _checksum(records.timestamps[at], records.keys[at], records.values[at])
 

@@ -57,7 +57,9 @@ def committed(
         status = connection.execute("COMMIT").statusmessage
     except psycopg.IntegrityError as why:  # a deferred constraint: the server has answered, it is not done
         session.rolled_back()
-        raise RowRefused(f"a constraint checked at the commit refuses the batch: {brief(why)}", start) from None
+        doubt = "it stands for its batch: a constraint that is checked at the end names no record"
+        told = f"a constraint checked at the commit refuses the batch: {brief(why)}"
+        raise RowRefused(told, start, doubt) from None
     except psycopg.Error as why:
         # The answer is lost, or it is one after which the transaction may still stand. Only a claim can tell.
         connection.close()

@@ -121,7 +121,9 @@ class PreparedConnection:
             status = self._named(connection, PREPARED, claim.delivery, attempt)
         except psycopg.IntegrityError as why:  # a deferred constraint: the server has answered, nothing is prepared
             self._session.rolled_back()
-            raise RowRefused(f"a constraint checked at the end refuses the cut: {brief(why)}", attempt.start) from None
+            doubt = "it stands for its cut: a constraint that is checked at the end names no record"
+            told = f"a constraint checked at the end refuses the cut: {brief(why)}"
+            raise RowRefused(told, attempt.start, doubt) from None
         except psycopg.Error as why:
             return self._unprepared(connection, why)
         if status != PREPARED:

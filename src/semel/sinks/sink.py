@@ -44,11 +44,13 @@ class Ahead(Diverged):
 
 
 class RowRefused(SinkError):
-    """The sink will never take this record (FAULTS S11)."""
+    """The sink will never take this record (FAULTS S11). `doubt`: why it may be another one that it refuses, or this
+    one for a while only: such a record is never a dead letter."""
 
-    def __init__(self, message: str, offset: int) -> None:
+    def __init__(self, message: str, offset: int, doubt: str = "") -> None:
         super().__init__(message)
         self.offset = offset
+        self.doubt = doubt
 
 
 def key_fields(key: str | Sequence[str] | None) -> tuple[str, ...] | None:

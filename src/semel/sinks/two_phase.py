@@ -32,7 +32,7 @@ from semel.contract import (
     Settlement,
 )
 from semel.sinks.agreement import CHOICE
-from semel.sinks.cuts import Cut, Progress
+from semel.sinks.cuts import Cut, Progress, refused_in
 from semel.sinks.sink import Ahead, Diverged, SinkError
 
 NAME_BYTES_MAX = 200  # of a prepared transaction of Postgres; what has no limit of its own keeps to it
@@ -81,7 +81,7 @@ def resumed(claim: Claim, found: Progress | None, here: LogIdentity, place: str)
     else than the log has decided."""
     if found is None or found.incarnation < claim.incarnation:
         _held(claim, 0, place)
-        return Progress(claim.incarnation, here.topic_id, here.partitions, 0, "")
+        return Progress(claim.incarnation, here.topic_id, here.partitions, 0, "", refused=refused_in(found, here))
     if found.incarnation > claim.incarnation:
         raise Diverged(
             f"{place}: the sink stands at incarnation {claim.incarnation}, the log at {found.incarnation}: the sink "

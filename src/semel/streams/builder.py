@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 import msgspec
 
-from semel.contract import Accept, AtLeastOnce, AtMostOnce, Guarantee, Once, Weak
+from semel.contract import Accept, AtLeastOnce, AtMostOnce, Guarantee, Once, Weak, cannot_leave_out
 from semel.ports import Sink
 from semel.streams import graph as g
 from semel.streams.deletes import check as check_deletes
@@ -29,7 +29,7 @@ from semel.streams.infer import element_type, result_type, state_type, why_untol
 from semel.streams.place import GraphError, Place, caller, describe
 from semel.streams.serde import SCALARS, NoSerde, Serde, hashable, immutable, serde_of, type_name
 from semel.streams.shape import finish
-from semel.streams.topic import Topic, check_name
+from semel.streams.topic import OnError, Topic, check_name
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -296,19 +296,31 @@ class Stream(Generic[K, V]):
     @overload
     def write(self, to: Topic[K, V]) -> None: ...
     @overload
-    def write(self, to: Sink[V, Once]) -> None: ...
+    def write(self, to: Sink[V, Once], *, on_error: OnError = "stop") -> None: ...
     @overload
-    def write(self, to: Sink[V, Weak], *, accept: Accept) -> None: ...
-    def write(self, to: Topic[K, V] | Sink[V, Any], *, accept: Accept | None = None) -> None:
+    def write(self, to: Sink[V, Weak], *, accept: Accept, on_error: OnError = "stop") -> None: ...
+    def write(
+        self, to: Topic[K, V] | Sink[V, Any], *, accept: Accept | None = None, on_error: OnError = "stop"
+    ) -> None:
         """To a topic: within the transaction. To a sink: into its outbox within the transaction, from there by the
         sink's delivery under its contract. A sink whose contract lets records repeat or go missing wants
-        `accept=AtLeastOnce("why that is fine here")` (or AtMostOnce)."""
+        `accept=AtLeastOnce("why that is fine here")` (or AtMostOnce).
+
+        `on_error`: what happens to a record that the sink will never take: `stop` (default) ends the app with an error
+        that names it; `dead-letter` writes it to `APP.dlq`, once, its reason in the headers, and goes on without it.
+        Refused here for a sink that cannot keep a superseded owner from writing such a record later."""
         place = caller()
         builder = self._builder
         key, value = self._types
         if isinstance(to, Topic):
             if accept is not None:
                 raise GraphError(place, f"write to topic {to.name}: accept= is for sinks; a topic is exactly-once.")
+            if on_error != "stop":
+                raise GraphError(
+                    place,
+                    f"write to topic {to.name}: on_error= is for sinks, which may refuse a record; a topic takes what "
+                    "its types allow. For records that cannot be read: Topic(…, on_error='dead-letter').",
+                )
             builder._declare(to, place)
             _fits(to.key, key(False), f"topic {to.name} has keys of type", "the stream's keys are", place)
             _fits(
@@ -321,9 +333,11 @@ class Stream(Generic[K, V]):
             node = g.Write(len(builder._nodes), place, (self._id,), to, None, "", None, to.key, to.value)
         else:
             self._check_sink(to, accept, place)
+            self._check_on_error(to, on_error, place)
             _names_key(to, value(True), place)
             outbox = g.internal_name(builder._app, to.name, g.InternalKind.OUTBOX)
-            node = g.Write(len(builder._nodes), place, (self._id,), None, to, outbox, accept, key(True), value(True))
+            types = key(True), value(True)
+            node = g.Write(len(builder._nodes), place, (self._id,), None, to, outbox, accept, *types, on_error)
             check_deletes(node, builder._nodes)
         builder._add(node, (key, value))
 
@@ -348,6 +362,23 @@ class Stream(Generic[K, V]):
             )
         if accept is not None and not isinstance(accept, AtLeastOnce | AtMostOnce):
             raise GraphError(place, f"accept={accept!r}: an AtLeastOnce or AtMostOnce with its reason.")
+
+    def _check_on_error(self, to: Sink[Any, Any], on_error: str, place: Place) -> None:
+        if on_error not in ("stop", "dead-letter"):
+            raise GraphError(place, f"sink {to.name!r}: on_error must be 'stop' or 'dead-letter', not {on_error!r}.")
+        if on_error == "dead-letter" and (why := cannot_leave_out(to.contract)):
+            raise GraphError(
+                place,
+                f"sink {to.name!r} cannot have on_error='dead-letter': {why}. With on_error='stop' the app stops at "
+                "such a record and names it; docs/sinks.md (Records that a sink refuses) lists the sinks that can.",
+            )
+        for other in self._builder._nodes:
+            if isinstance(other, g.Write) and other.sink is to and other.on_error != on_error:
+                raise GraphError(
+                    place,
+                    f"sink {to.name!r} has on_error={other.on_error!r} at {other.place} and {on_error!r} here: it has "
+                    "one outbox and one delivery. Say the same in both places.",
+                )
 
 
 class Table(Generic[K, V]):

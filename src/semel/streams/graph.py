@@ -184,6 +184,7 @@ class Write:
     accept: Accept | None
     key: Any | None
     value: Any | None
+    on_error: str = "stop"  # what becomes of a record that the sink will never take: topic.OnError
 
     @property
     def target(self) -> str:

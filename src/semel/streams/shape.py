@@ -175,4 +175,10 @@ def _internal(
         if isinstance(node, g.Read) and node.topic.on_error == "dead-letter":
             kind = g.InternalKind.DEAD_LETTER
             add(g.internal_name(app, "", kind), kind, node.topic.place, (node.topic.name,))
+    for sub in subtopologies:
+        for i in sub.nodes:
+            one = nodes[i]
+            if isinstance(one, g.Write) and one.on_error == "dead-letter":
+                kind = g.InternalKind.DEAD_LETTER
+                add(g.internal_name(app, "", kind), kind, one.place, sub.sources)
     return found

@@ -17,7 +17,7 @@ from typing import Any
 
 from semel.contract import PositionIn
 from semel.host.steps import steps_from
-from semel.ports import Done, Fenced, Outcome, Position, Sink, TopicPartition
+from semel.ports import Done, Fenced, NewRecord, Outcome, Position, Sink, TopicPartition
 from semel.sinks.cut_delivery import CutDelivery
 from semel.sinks.cuts import delivery_topic
 from semel.sinks.delivery import Delivery
@@ -73,10 +73,14 @@ class _Decisions:
             self._log.append(delivery_topic(OUTBOX), 0, key.encode(), value.encode())
 
     def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
+        return self.together([NewRecord(*at, key, value, now_ms) for key, value in records])
+
+    def together(self, records: Sequence[NewRecord]) -> Outcome:
         epoch, _ = self._read()
         if epoch != self._epoch:
             return Fenced("another owner has taken over")
-        self._write(epoch, [(key.decode(), (value or b"").decode()) for key, value in records])
+        assert {record.topic for record in records} == {delivery_topic(OUTBOX)}, "the kit has no dead letters here"
+        self._write(epoch, [((r.key or b"").decode(), (r.value or b"").decode()) for r in records])
         return Done()
 
     def close(self) -> None: ...

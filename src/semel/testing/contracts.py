@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from semel.ports import SinkConnection
-from semel.testing import operating, processes, trials
+from semel.testing import operating, processes, trials, writing_off
 from semel.testing.proxy import TcpProxy
 from semel.testing.subject import Entry, Loses, NotTried, Refused, Stand, Subject, standing
 
@@ -42,6 +42,7 @@ IN_PROCESS: tuple[Trial, ...] = (
     trials.undone,
     trials.deletes,
     trials.poison,
+    writing_off.written_off,
     trials.forgets,
     trials.durable,
     operating.operated,
@@ -116,6 +117,9 @@ class ContractTests:
 
     def test_a_poison_record_is_named_and_nothing_else_is_lost(self, subject: Subject) -> None:
         run(subject, trials.poison)
+
+    def test_a_poison_record_becomes_a_dead_letter_once(self, subject: Subject) -> None:
+        run(subject, writing_off.written_off)
 
     def test_it_forgets_no_sooner_than_it_says(self, subject: Subject) -> None:
         run(subject, trials.forgets)

@@ -7,7 +7,7 @@ next poll of that session reports. Only an owner writes, a delivery's decisions.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semel.ports import (
@@ -51,6 +51,7 @@ class OutboxLog:
         self.epoch = 0
         self.owned: dict[str, OutboxOwner] = {}  # transactional id -> who initialised it last
         self.owners: list[OutboxOwner] = []
+        self.fate: Callable[[], str] = lambda: ""  # of the next commit of any owner, where its `next` says nothing
         self._made = 0
         if with_runs:
             self.create("__semel_runs", 1)
@@ -119,7 +120,10 @@ class OutboxOwner:
 
     def append(self, at: TopicPartition, records: Sequence[tuple[bytes, bytes | None]], now_ms: int) -> Outcome:
         assert at.topic.endswith("-delivery") and self._id.endswith(f".{at.partition}"), (at, self._id)
-        sent = self.send([NewRecord(*at, key, value, now_ms) for key, value in records])
+        return self.together([NewRecord(*at, key, value, now_ms) for key, value in records])
+
+    def together(self, records: Sequence[NewRecord]) -> Outcome:
+        sent = self.send(records)
         return self.commit() if isinstance(sent, Done) else sent
 
     def send(self, records: Sequence[NewRecord]) -> Outcome:
@@ -132,7 +136,7 @@ class OutboxOwner:
 
     def commit(self) -> Outcome:
         assert self._good and self._sent, "after anything but Done the owner initialises again"
-        then, self.next = self.next, ""
+        then, self.next = self.next or self._log.fate(), ""
         self._good = False
         if self._log.owned[self._id] is not self:
             return Fenced(f"another owner has taken over {self._id}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -21,9 +21,10 @@ import msgspec
 
 from semel.contract import Identity
 from semel.ports import Connection, Headers, Position, Records, TopicPartition, Write
+from semel.sinks.refusals import SINK as REFUSED_BY
 from semel.streams import graph as g
 from semel.streams.state import MemoryStore
-from semel.streams.task import Task, TaskId, compile_graph
+from semel.streams.task import ERRORS, Task, TaskId, compile_graph
 from semel.streams.trace import ORIGIN, Taken, parse_taken
 from semel.verify import checkers
 from semel.verify.checkers import Entry
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     key: bytes | None
     value: bytes | None
     origin: str
+    refused: tuple[str, int, int] | None = None  # a sink's dead letter: sink, partition and offset of the outbox
 
 
 @dataclass
@@ -61,6 +63,24 @@ class Committed:
                     Entry(r.origin, r.key, r.value, f"{at.topic}-{at.partition}@{r.offset}") for r in self.records[at]
                 ]
         return found
+
+    def refused(self, dlq: str, sink: str) -> dict[str, list[Row]]:
+        """The dead letters of a sink, by the place of the record that each is of."""
+        found: dict[str, list[Row]] = {}
+        for at, rows in self.records.items():
+            for row in rows if at.topic == dlq else ():
+                if row.refused is not None and row.refused[0] == sink:
+                    found.setdefault(f"{row.refused[1]}@{row.refused[2]}", []).append(row)
+        return found
+
+    def unasked(self, dlq: str, sinks: Collection[str]) -> list[Entry]:
+        """The dead letters of everything but these sinks."""
+        return [
+            Entry(row.origin, row.key, row.value, f"{at.topic}-{at.partition}@{row.offset}")
+            for at, rows in sorted(self.records.items())
+            for row in rows
+            if at.topic == dlq and (row.refused is None or row.refused[0] not in sinks)
+        ]
 
 
 def reckon(graph: g.Graph, committed: Committed) -> list[Output]:
@@ -112,18 +132,48 @@ def reckon(graph: g.Graph, committed: Committed) -> list[Output]:
         if unclear:
             found = replace(found, lost=0, repeated=0, wrong=0, unknown=unclear)
         outputs.append(found)
-    if dlq in wanted or committed.topic(dlq):
+    asked = {w.sink.name: w.outbox for w in graph.writes() if w.sink is not None and w.on_error == "dead-letter"}
+    unasked = committed.unasked(dlq, asked)
+    if dlq in wanted or unasked:
         outputs.append(
             checkers.multiset(
-                dlq, "append", Counter(_letter(e) for e in wanted.get(dlq, [])),
-                Counter(_letter(e) for e in committed.topic(dlq)),
+                dlq, "append", Counter(_letter(e) for e in wanted.get(dlq, [])), Counter(_letter(e) for e in unasked)
             )
-        )  # fmt: skip
+        )
+    for sink, outbox in asked.items():
+        if letters := committed.refused(dlq, sink):
+            outputs.append(_letters(sink, letters, committed.topic(outbox)))
     sources_of = {topic for sub in graph.subtopologies for topic in sub.sources}
     ends = {f"{at.topic}-{at.partition}": end for at, end in committed.ends.items() if at.topic in sources_of}
     have = {f"{at.topic}-{at.partition}": offset for at, offset in committed.positions.items()}
     outputs.append(checkers.offsets("positions", ends, have))
     return outputs
+
+
+def _letters(sink: str, letters: Mapping[str, Sequence[Row]], outbox: Sequence[Entry]) -> Output:
+    """Each record that the sink has refused is in the dead letters once, as the outbox has it. Whether it was lost is
+    told where the sink is compared: what is not there and in no letter is missing."""
+    there = {_place(entry): entry for entry in outbox}
+    expected = Counter(_placed(place, there[place]) for place in letters if place in there)
+    present = Counter(_placed(place, Entry("", r.key, r.value)) for place, rows in letters.items() for r in rows)
+    return checkers.multiset(f"dead letters of sink {sink}", "append", expected, present)
+
+
+def _place(entry: Entry) -> str:
+    """PARTITION@OFFSET"""
+    return entry.where.rpartition("-")[2]
+
+
+def _placed(place: str, entry: Entry) -> bytes:
+    return b"%b|%b" % (place.encode(), _letter(entry))
+
+
+def refused_of(headers: Headers | None) -> tuple[str, int, int] | None:
+    """Of a sink's dead letter: which record it is of."""
+    said = {name: (value or b"").decode() for name, value in headers or ()}
+    if REFUSED_BY not in said:
+        return None
+    return said[REFUSED_BY], int(said[ERRORS + "partition"]), int(said[ERRORS + "offset"])
 
 
 def input_record(key: bytes | None, value: bytes | None) -> bytes:
@@ -207,7 +257,9 @@ def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Con
     value per key."""
     sink = graph.sinks[name]
     outbox = next(w.outbox for w in graph.writes() if w.sink is not None and w.sink.name == name)
-    entries = committed.topic(outbox)
+    # What the sink refused is accounted for in the dead letters (`reckon`), and must not be at the sink.
+    refused = committed.refused(g.internal_name(graph.app, "", g.InternalKind.DEAD_LETTER), name)
+    entries = [entry for entry in committed.topic(outbox) if _place(entry) not in refused]
     if hasattr(connection, "entries"):  # `ports.LogConnection`
         return reckon_log_sink(name, entries, list(connection.entries()))
     if sink.key is None:
@@ -247,10 +299,11 @@ def reckon_sink(graph: g.Graph, name: str, committed: Committed, connection: Con
 def history(
     graph: g.Graph, name: str, committed: Committed, connection: Connection
 ) -> tuple[list[Written], Callable[[bytes], bytes]]:
-    """Every committed record for a sink as the sink shows it, and the key of a row it shows."""
+    """Every committed record that a sink did not refuse, as the sink shows it, and the key of a row it shows."""
     sink = graph.sinks[name]
     outbox = next(w.outbox for w in graph.writes() if w.sink is not None and w.sink.name == name)
-    entries = committed.topic(outbox)
+    refused = committed.refused(g.internal_name(graph.app, "", g.InternalKind.DEAD_LETTER), name)
+    entries = [entry for entry in committed.topic(outbox) if _place(entry) not in refused]
     shown: dict[bytes | None, bytes] = {}  # the row's key by the record's: a delete has no row to tell it
 
     def key_of(row: bytes) -> bytes:
