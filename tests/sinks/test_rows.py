@@ -74,7 +74,7 @@ def test_both_ways_agree(data: st.DataObject) -> None:
     piece = rows_module._at_once(shape, Rows.of(last)) if last and all(row.value for row in last) else None
     if piece is not None:  # what is said to be plain text needs no escape, and no column without None has one
         for column, held, plain in zip(columns, piece.columns, piece.plain, strict=True):
-            assert not plain or _copied(held) == list(held)
+            assert not plain or list(_copied(held)) == list(held)
             assert column.nullable or None not in held
 
 

@@ -491,8 +491,7 @@ class CutDelivery:
             raise SinkError(
                 f"{where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: {why}. "
                 f"{refusals.no_letter(why) if self._dead_letters else ''}Neither it nor what follows in its partition "
-                "was delivered. Make the sink take it, then start the app again: the delivery goes on at that record's "
-                "cut."
+                "was delivered. Make the sink take it, then start the app again: it goes on at that record's cut."
             ) from None
         self._steps.reached(Step.REFUSE_BEFORE)
         assert lane.owner is not None
