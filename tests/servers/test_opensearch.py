@@ -70,13 +70,12 @@ def make(node: OpenSearchProcess) -> MakeSink:
 
 def _altered_lines(alter: Any) -> Any:
     def plant(connection: Any) -> Any:
-        line = connection._line
+        lines = connection._lines
 
-        def altered(claim: Any, document: Any) -> Any:
-            made = line(claim, document)
-            return made._replace(text=alter(made, document))
+        def altered(claim: Any, batch: Any) -> Any:
+            return [made._replace(text=alter(made, made.document)) for made in lines(claim, batch)]
 
-        connection._line = altered
+        connection._lines = altered
         return connection
 
     return plant

@@ -190,8 +190,7 @@ class OpenSearchConnection:
 
     def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
         assert start < end and self._documents is not None, (start, end)
-        batch = self._documents.batch(rows)
-        lines = _ready(claim, batch) or [self._line(claim, document) for document in batch]
+        lines = self._lines(claim, self._documents.batch(rows))
         self._steps.reached(Step.ROWS_BEFORE)
         stale, self._arrived = 0, False
         try:
@@ -248,6 +247,9 @@ class OpenSearchConnection:
                 self._lanes[key] = moved
                 return Done()
         return Unknown(f"{where}: the rows up to {end} are there, their position changes all the time")
+
+    def _lines(self, claim: Claim, batch: Sequence[Document]) -> list[_Line]:
+        return _ready(claim, batch) or [self._line(claim, document) for document in batch]
 
     def _line(self, claim: Claim, document: Document) -> _Line:
         own_id(document)
