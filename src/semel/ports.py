@@ -387,8 +387,8 @@ class SinkConnection(Connection, Protocol):
         ...
 
     def write(self, claim: Claim, start: int, end: int, run: str, rows: Sequence[Row]) -> Outcome:
-        """Rows [start, end) and the new position, in one step of the sink. Raises RowRefused for a row that
-        the sink will never take; nothing was written then."""
+        """Rows [start, end) and the new position, in one step of the sink; there may be no rows. Raises RowRefused for
+        a row that the sink will never take; it was not written then, and with `atomicity` BATCH nothing was."""
         ...
 
 
