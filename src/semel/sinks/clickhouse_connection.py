@@ -38,6 +38,11 @@ SETTINGS: dict[str, object] = {
 SINCE_26 = ("deduplicate_insert", "enable")  # an older server has insert_deduplicate alone
 
 
+# Between the look before a cut is written down and its INSERT lies one transaction of the log. Looked again after this.
+FRESH_S = 0.25
+FILLED_BY = 1_000  # inserts of everybody; of a smaller window it is looked at each time
+
+
 class ClickHouseConnection:
     """See `ports.SinkConnection` and `window.Forgetful`."""
 
@@ -54,6 +59,7 @@ class ClickHouseConnection:
         self._notes: list[str] = []
         self._until_ms: int | None = None
         self._seen: str | None = None
+        self._looked = ("", 0.0)  # the newest block that this process saw, and when it asked
 
     def close(self) -> None:
         self._session.close()
@@ -114,23 +120,37 @@ class ClickHouseConnection:
     def seen(self) -> str | NotDone:
         """The table's last block. Its window is looked at, too: a person can change it any time."""
         try:
-            table = tables.table_of(self._session, self._sink.at.database, self._sink.table)
-            if table is None:
+            asked = _now_s()  # before: what is counted then is at least as old
+            rows = self._session.query(
+                f"SELECT engine, engine_full, ({self._newest}) FROM system.tables "
+                "WHERE database = {database:String} AND name = {name:String}",
+                self._named,
+            )
+            if not rows:
                 raise SinkError(f"{self._sink.where} is gone. Put it back, or start again, which makes it anew.")
-            self._remembers(table)
-            return str(self._blocks())
+            engine, full, newest = rows[0]
+            self._remembers(tables.Table(engine, full, "", "", []))
+            self._looked = (str(int(newest or 0)), asked)
+            return self._looked[0]
         except Away as why:
             return NotDone(str(why))
 
-    def _blocks(self) -> int:
+    @property
+    def _named(self) -> dict[str, str]:
+        return {"database": self._sink.at.database, "name": self._sink.table}
+
+    @property
+    def _newest(self) -> str:
         """Grows with every insert by one at least. Blocks are counted by the table; by a replicated one per partition,
         where what is dropped would be missed, and nothing else is to be had."""
         what = "sum(newest)" if self._replicated else "max(newest)"
-        rows = self._session.query(
-            f"SELECT {what} FROM (SELECT max(max_block_number) AS newest FROM system.parts WHERE "
-            "database = {database:String} AND table = {name:String} GROUP BY partition_id)",
-            {"database": self._sink.at.database, "name": self._sink.table},
+        return (
+            f"SELECT {what} FROM (SELECT max(max_block_number) AS newest "
+            "FROM system.parts WHERE database = {database:String} AND table = {name:String} GROUP BY partition_id)"
         )
+
+    def _blocks(self) -> int:
+        rows = self._session.query(self._newest, self._named)
         return int(rows[0][0] or 0) if rows else 0
 
     def inserts_since(self, seen: str) -> int | NotDone:
@@ -147,7 +167,7 @@ class ClickHouseConnection:
         was stopped."""
         if self._until_ms is not None and time.time() * 1000 >= self._until_ms:
             return Unknown(f"{self._sink.where}: its window is over, so nothing was sent")
-        if self._seen is None:
+        if self._seen is None or self._just_seen(self._seen):
             return None
         since = self.inserts_since(self._seen)
         if isinstance(since, NotDone):
@@ -155,6 +175,12 @@ class ClickHouseConnection:
         if not 0 <= since <= (self._sink.window.inserts or 0):
             return Unknown(f"{self._sink.where}: {since:,} inserts came meanwhile, so nothing was sent")
         return None
+
+    def _just_seen(self, seen: str) -> bool:
+        """Whether it was this process that saw it, a moment ago, and nobody can have filled the window since: a server
+        that makes a part of each insert takes no thousand in that time."""
+        known, at_s = self._looked
+        return seen == known and 0 <= _now_s() - at_s < FRESH_S and (self._sink.window.inserts or 0) >= FILLED_BY
 
     # --- a cut --------------------------------------------------------------------------------------------------------
 
@@ -206,6 +232,12 @@ class ClickHouseConnection:
         if not self._sink.suffix:
             raise SinkError(f"{self._sink.where}: semel removes only tables that it has named itself.")
         self._session.command(f"DROP TABLE IF EXISTS {quoted(self._sink.table)} SYNC")
+
+
+def _now_s() -> float:
+    """Counts the time that the machine was suspended, where the system tells it."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
 # --- what both sinks share --------------------------------------------------------------------------------------------
