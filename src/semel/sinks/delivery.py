@@ -388,12 +388,12 @@ class Delivery:
             rest = (
                 "It was not delivered; of what follows in its partition some may have been."
                 if each
-                else ("Neither it nor what follows in its partition was delivered.")
+                else f"Of its partition nothing from offset {lane.position} on was delivered."
             )
             raise SinkError(
                 f"{self._sink.where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: "
                 f"{why}. {rest} Make the {'receiver' if each else 'table'} take it, then start the app again: the "
-                "delivery goes on at that record."
+                f"delivery goes on at {'that record' if each else f'offset {lane.position}'}."
             ) from None
         if isinstance(outcome, Done) and not self._remembers and not self._at_most_once:
             return self._moved(place)
