@@ -186,6 +186,8 @@ def test_a_record_that_the_sink_refuses_stops_and_is_named(make_sink: MakeSink) 
     with pytest.raises(SinkError, match=rf"{OUTBOX}-0 at offset 1: .*total") as refused:
         worker.turn(2)
     assert refused.value.exit_code == 1
+    assert "nothing from offset 0 on was delivered" in str(refused.value)  # the whole batch, not the record alone
+    assert "goes on at offset 0." in str(refused.value)
     worker.close()
     assert shown(sink) == []
     log.topics[OUTBOX].partitions[0][1].value = sink.encode_value(Total("b", 2))

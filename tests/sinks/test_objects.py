@@ -249,6 +249,13 @@ def test_a_secret_is_never_shown(tmp_path: Path) -> None:
     assert "hunter2" not in str(refused.value) and "nonsense" in str(refused.value)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """Not a traceback: the first mistake that people make with a folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SinkError, match=r"file/archive: the folder cannot be made or opened.*name another"):
+        Objects(str(tmp_path / "file" / "archive")).open()
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [

@@ -481,13 +481,13 @@ class Delivery:
             rest = (
                 "It was not delivered; of what follows in its partition some may have been."
                 if each
-                else ("Neither it nor what follows in its partition was delivered.")
+                else f"Of its partition nothing from offset {lane.position} on was delivered."
             )
             raise SinkError(
                 f"{self._sink.where} refuses the record of {lane.at.topic}-{lane.at.partition} at offset {why.offset}: "
                 f"{why}. {refusals.no_letter(why) if self._dead_letters else ''}{rest} Make the "
-                f"{'receiver' if each else 'table'} take it, then start the app again: the delivery goes on at that "
-                "record."
+                f"{'receiver' if each else 'table'} take it, then start the app again: the delivery goes on at "
+                f"{'that record' if each else f'offset {lane.position}'}."
             ) from None
         self._steps.reached(Step.REFUSE_BEFORE)
         assert lane.owner is not None

@@ -66,7 +66,12 @@ class Store:
         self.folder = _folder(url) if made is None else None
         try:
             self._store: Any = made if made is not None else self._made(url, options)
-        except (exceptions.BaseError, *_PERSON) as why:
+        except (exceptions.BaseError, OSError, *_PERSON) as why:
+            if self.folder is not None:  # obstore's words name neither the folder nor what to do
+                raise SinkError(
+                    f"{self._where}: the folder cannot be made or opened: {self._told(why)}. Create it, with the right "
+                    "to write in it, or name another."
+                ) from None
             raise self._person(why, "it cannot be opened") from None
 
     def _made(self, url: str, options: Mapping[str, str]) -> Any:

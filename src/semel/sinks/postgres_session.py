@@ -108,8 +108,8 @@ class PostgresSession:
         bound_ms = round(self._sink.hand_over_s * 1000)
         try:
             said = conninfo_to_dict(self._sink.dsn)
-        except psycopg.ProgrammingError as why:
-            raise SinkError(f"{self._sink.where}: the connection string cannot be read: {brief(why)}.") from None
+        except psycopg.ProgrammingError:  # libpq quotes what it cannot read, and the password with it
+            raise SinkError(f"{self._sink.where}: the connection string cannot be read. {DSN_FORMS}") from None
         ours: dict[str, str] = {
             "connect_timeout": str(max(2, bound_ms // 2000)),
             "keepalives_idle": "2",
@@ -540,6 +540,9 @@ def _copied(values: Sequence[object]) -> Sequence[str]:
 def is_refusal(why: psycopg.Error) -> bool:
     # A DataError without SQLSTATE is the client's: a NUL in a text, which Postgres cannot hold.
     return (why.sqlstate or "")[:2] in REFUSED or (isinstance(why, psycopg.DataError) and why.sqlstate is None)
+
+
+DSN_FORMS = "Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or host=HOST dbname=DATABASE user=USER."
 
 
 def brief(why: psycopg.Error) -> str:

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
 from semel.ports import NotDone
-from semel.sinks.postgres_session import HOPELESS, HUMAN, _Bounded, brief
+from semel.sinks.postgres_session import DSN_FORMS, HOPELESS, HUMAN, _Bounded, brief
 from semel.sources.source import SourceError
 
 BOUND_S = 60.0
@@ -37,8 +37,8 @@ class ReadingSession:
         }
         try:
             ours.update({name: str(value) for name, value in conninfo_to_dict(self._dsn).items()})
-        except psycopg.ProgrammingError as why:
-            raise SourceError(f"{self._where}: the connection string cannot be read: {brief(why)}.") from None
+        except psycopg.ProgrammingError:  # libpq quotes what it cannot read, and the password with it
+            raise SourceError(f"{self._where}: the connection string cannot be read. {DSN_FORMS}") from None
         try:
             connection = _Bounded.connect(make_conninfo(**ours), autocommit=True, row_factory=tuple_row)
             connection.bound_s = BOUND_S + 5
